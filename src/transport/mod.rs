@@ -1,0 +1,258 @@
+//! How messages reach a broker: the [`Transport`] trait, and one folder a broker.
+//!
+//! A transport takes messages in order and reports on each exactly once, through the [`Ticket`] that came with
+//! it. It keeps nothing on disk, retries nothing on its own account that could change the order, and decides
+//! nothing about a message's fate: a [`Failure`] says what is known, the producer and the drainer act on it.
+//!
+//! # The prefix rule
+//! First appends of a lane follow the order of [`Transport::submit`], without gaps: after one message failed,
+//! everything submitted behind it on its lane is reported failed, too, before anything submitted there later
+//! is accepted by the broker. A request already on the wire may still land, in order, as a duplicate.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::message::{Message, Outgoing, Position, Route};
+
+/// Carries messages to a broker.
+///
+/// `submit`, `partition` and `check` are called under locks of the producer: they must not block, and must not
+/// report from within the call. Reports come from the transport's own threads.
+pub trait Transport: Send + Sync + 'static {
+    /// Starts the transport: connects in the background and tells `monitor` when the broker can be reached and
+    /// when it cannot. Called once, before anything is submitted; does not wait for the broker.
+    ///
+    /// # Errors
+    /// The configuration cannot work whatever the broker does (an unreadable certificate, say).
+    fn start(&self, monitor: Monitor) -> Result<(), StartError>;
+
+    /// Whether the broker could ever take this message: a legal topic name, a body it knows.
+    ///
+    /// # Errors
+    /// Says what is wrong and what would be right.
+    fn check(&self, message: &Message) -> Result<(), String> {
+        let _ = message;
+        Ok(())
+    }
+
+    /// The partition the message would go to now, where the transport has such a thing and knows it. Only used to
+    /// find what a stuck partition holds up; the transport chooses anew, and to the same result, in `submit`.
+    fn partition(&self, message: &Outgoing) -> Option<i32> {
+        let _ = message;
+        None
+    }
+
+    /// Takes a message over. From here on the transport owns it, until it reports through the ticket.
+    ///
+    /// # Errors
+    /// The transport has no place for it at the moment (a full queue, an instance being rebuilt). It never
+    /// owned the message; the ticket comes back unused.
+    fn submit(&self, handover: Handover) -> Result<(), Refused>;
+
+    /// Stops: reports what can be within `grace`, everything else as failed. Nothing is submitted afterwards.
+    /// Blocks for `grace` at most, and a little for the threads to end.
+    fn close(&self, grace: Duration);
+}
+
+/// A message on its way into a transport.
+#[derive(Debug)]
+pub struct Handover {
+    /// The message.
+    pub message: Arc<Outgoing>,
+    /// To be tried by itself, nothing else of its lane being owned: a permanent verdict on it is then certain
+    /// to mean this message and no other of its batch.
+    pub alone: bool,
+    /// What the transport reports through.
+    pub ticket: Ticket,
+}
+
+/// Why [`Transport::submit`] did not take a message, and the message.
+#[derive(Debug)]
+pub struct Refused {
+    /// The message and its unused ticket.
+    pub handover: Handover,
+    /// What stands in the way.
+    pub failure: Arc<Failure>,
+}
+
+/// Receives the one report on one message.
+pub trait Recipient: Send + Sync {
+    /// Takes the report.
+    fn report(self: Arc<Self>, outcome: Outcome);
+}
+
+/// The right, and the duty, to report once on a message.
+///
+/// Reporting uses the ticket up, so a second report cannot be written:
+///
+/// ```compile_fail
+/// # fn f(ticket: outlast::transport::Ticket, position: outlast::Position) {
+/// ticket.delivered(position);
+/// ticket.delivered(position); // error: use of moved value
+/// # }
+/// ```
+///
+/// A ticket that is dropped reports a failure ("lost by the transport"), possibly delivered.
+pub struct Ticket(Option<Arc<dyn Recipient>>);
+
+impl Ticket {
+    /// A ticket that reports to `recipient`.
+    pub fn new(recipient: Arc<dyn Recipient>) -> Self {
+        Self(Some(recipient))
+    }
+
+    /// The broker acknowledged the message, at the configured strength, and said where it lies.
+    pub fn delivered(mut self, position: Position) {
+        if let Some(recipient) = self.0.take() {
+            recipient.report(Outcome::Delivered(position));
+        }
+    }
+
+    /// The broker did not acknowledge it. `possibly_delivered`: it may have it all the same.
+    pub fn failed(mut self, failure: Arc<Failure>, possibly_delivered: bool) {
+        if let Some(recipient) = self.0.take() {
+            recipient.report(Outcome::Failed { failure, possibly_delivered });
+        }
+    }
+
+    /// Takes the ticket back without a report: for the producer, when a submit was refused.
+    pub(crate) fn withdraw(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let Some(recipient) = self.0.take() {
+            let failure = Failure::new(Class::Transient, Scope::Lane, "lost by the transport, which never reported on it");
+            recipient.report(Outcome::Failed { failure: Arc::new(failure), possibly_delivered: true });
+        }
+    }
+}
+
+impl fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ticket")
+    }
+}
+
+/// What became of a message that a transport owned.
+#[derive(Clone, Debug)]
+pub enum Outcome {
+    /// Acknowledged.
+    Delivered(Position),
+    /// Not acknowledged.
+    Failed {
+        /// Why.
+        failure: Arc<Failure>,
+        /// Whether the broker may have it all the same.
+        possibly_delivered: bool,
+    },
+}
+
+/// Why messages fail: what is known, for whoever decides what happens next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// What kind of failure it is.
+    pub class: Class,
+    /// What it concerns.
+    pub scope: Scope,
+    /// One line for people: what happened, and where it helps, what to do. Never a secret.
+    pub reason: String,
+}
+
+impl Failure {
+    /// A failure.
+    pub fn new(class: Class, scope: Scope, reason: impl Into<String>) -> Self {
+        Self { class, scope, reason: reason.into() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.reason)
+    }
+}
+
+/// The class of a failure (DESIGN.md 5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Class {
+    /// Passes by itself: tried again with backoff, for ever.
+    Transient,
+    /// Somebody has to mend something: tried again at the longest interval, with an alert.
+    Hold,
+    /// The broker will never take this message: judged once more alone, then a dead letter.
+    Permanent,
+    /// The transport's instance is beyond repair and was rebuilt; what it owned is pending.
+    Fatal,
+}
+
+/// What a failure concerns, and so what waits: that, and nothing wider.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Scope {
+    /// Every message of the transport.
+    Transport,
+    /// The messages of the failed one's topic or stream.
+    Route,
+    /// The messages of this partition of its topic.
+    Partition(i32),
+    /// The messages of its lane.
+    Lane,
+}
+
+/// Whether the broker can be reached, as far as the transport knows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Availability {
+    /// Messages can be submitted with hope.
+    Up,
+    /// They cannot: new ones are stored at once. The transport keeps trying to connect.
+    Down(Arc<Failure>),
+}
+
+/// What a transport tells its availability to, and what it learns about limits from.
+#[derive(Clone)]
+pub struct Monitor {
+    notify: Arc<dyn Fn(Availability) + Send + Sync>,
+    route_up: Arc<dyn Fn(&Route) + Send + Sync>,
+    /// The most bytes of key, headers and payload that a message may have.
+    pub max_message_bytes: usize,
+}
+
+impl Monitor {
+    /// A monitor that calls `notify` at each change, and `route_up` when a route became usable again.
+    pub fn new(
+        max_message_bytes: usize,
+        notify: impl Fn(Availability) + Send + Sync + 'static,
+        route_up: impl Fn(&Route) + Send + Sync + 'static,
+    ) -> Self {
+        Self { notify: Arc::new(notify), route_up: Arc::new(route_up), max_message_bytes }
+    }
+
+    /// The broker can be reached.
+    pub fn up(&self) {
+        (self.notify)(Availability::Up);
+    }
+
+    /// The broker cannot be reached, or refuses everything.
+    pub fn down(&self, failure: Arc<Failure>) {
+        (self.notify)(Availability::Down(failure));
+    }
+
+    /// A route that failed is usable again, the transport found (an unknown topic now exists): no need to wait
+    /// for the backoff to pass.
+    pub fn route_up(&self, route: &Route) {
+        (self.route_up)(route);
+    }
+}
+
+impl fmt::Debug for Monitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Monitor").field("max_message_bytes", &self.max_message_bytes).finish_non_exhaustive()
+    }
+}
+
+/// A transport cannot start with its configuration, whatever the broker does.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct StartError(pub String);
