@@ -1,0 +1,3 @@
+//! ledger
+mod health;
+pub use health::{LedgerHealth, LedgerState, Unavailable};
