@@ -66,7 +66,8 @@ pub fn write(path: &Path, id: &OutboxId) -> Result<(), DirectoryError> {
 /// Draws an id for a new outbox.
 pub fn draw(path: &Path) -> Result<OutboxId, DirectoryError> {
     let mut id = OutboxId::default();
-    getrandom::fill(&mut id).map_err(|error| DirectoryError::io(path, "draw a random id for", error.into()))?;
+    getrandom::fill(&mut id)
+        .map_err(|error| DirectoryError::io(path, "draw a random id for", std::io::Error::other(error.to_string())))?;
     Ok(id)
 }
 
