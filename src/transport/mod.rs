@@ -9,6 +9,9 @@
 //! everything submitted behind it on its lane is reported failed, too, before anything submitted there later
 //! is accepted by the broker. A request already on the wire may still land, in order, as a duplicate.
 
+#[cfg(feature = "kafka")]
+pub mod kafka;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -125,7 +128,8 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         if let Some(recipient) = self.0.take() {
-            let failure = Failure::new(Class::Transient, Scope::Lane, "lost by the transport, which never reported on it");
+            let failure =
+                Failure::new(Class::Transient, Scope::Lane, "lost by the transport, which never reported on it");
             recipient.report(Outcome::Failed { failure: Arc::new(failure), possibly_delivered: true });
         }
     }
