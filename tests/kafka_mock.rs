@@ -126,7 +126,6 @@ fn errors_that_pass_are_not_reported() {
         Code::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS_AFTER_APPEND,
         Code::RD_KAFKA_RESP_ERR__TRANSPORT,
         Code::RD_KAFKA_RESP_ERR_KAFKA_STORAGE_ERROR,
-        Code::RD_KAFKA_RESP_ERR_UNKNOWN_PRODUCER_ID,
     ];
     mock.request_errors(RDKafkaApiKey::Produce, &passing);
     for number in 1..100 {

@@ -90,6 +90,9 @@ impl Instance {
         const PURGE_EVERY: Duration = Duration::from_millis(100);
         /// How long the reports of the last purge may take to come.
         const LAST_REPORTS: Duration = Duration::from_secs(2);
+        if self.book.wait_empty(Duration::ZERO) {
+            return;
+        }
         let reason = self.book.given_up().map_or_else(closed, |reason| handed_back(&reason));
         // librdkafka must not send what it puts back into its queue while that is being purged.
         ffi::raise_fatal(self.producer.client());
@@ -114,6 +117,16 @@ impl Instance {
         for ticket in rest {
             ticket.failed(Arc::clone(&reason), true);
         }
+    }
+
+    /// Gives the instance up if librdkafka has raised a fatal error in it; says whether it has.
+    pub(super) fn check_fatal(&self) -> bool {
+        let Some((code, text)) = self.producer.client().fatal_error() else { return false };
+        let verdict = classify::judge(code);
+        let (class, scope) = if verdict.class == Class::Hold { (Class::Hold, Scope::Transport) } else { FATAL };
+        let text = self.producer.client().context().log.scrub(&text);
+        self.give_up(Failure::new(class, scope, format!("{} ({code:?}): {text}", verdict.hint)));
+        true
     }
 
     /// The client, for metadata.
@@ -141,10 +154,15 @@ fn record(outgoing: &Outgoing, partition: i32, slot: usize) -> BaseRecord<'_, [u
     record
 }
 
-/// The failure of messages that an instance gave back because of `reason`, which was another one's.
+const FATAL: (Class, Scope) = (Class::Fatal, Scope::Transport);
+
+/// The failure of messages that an instance gave back because of `reason`, which was another one's, unless it
+/// concerns the whole transport.
 pub(super) fn handed_back(reason: &Failure) -> Failure {
     let text = format!("handed back, the producer instance is being rebuilt after: {}", reason.reason);
-    Failure::new(Class::Fatal, Scope::Transport, text)
+    let everyones = (reason.class, reason.scope) == (Class::Hold, Scope::Transport);
+    let (class, scope) = if everyones { (Class::Hold, Scope::Transport) } else { FATAL };
+    Failure::new(class, scope, text)
 }
 
 /// The failure of what a closing transport still owned.
@@ -189,11 +207,8 @@ impl ClientContext for Callbacks {
     fn error(&self, error: KafkaError, reason: &str) {
         let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
         let reason = self.log.scrub(reason);
-        if code == RDKafkaErrorCode::Fatal {
-            self.give_up(Failure::new(Class::Fatal, Scope::Transport, reason));
-            return;
-        }
         debug!(?code, reason, "librdkafka reports trouble");
+        // Whether it is fatal only the client can tell, which is not at hand here: the owner asks it.
         let _ = self.events.send(Event::Trouble(code, reason));
     }
 }

@@ -31,9 +31,12 @@ pub(super) fn run(shared: &Shared, events: &Receiver<Event>) {
 }
 
 fn heed(shared: &Shared, code: Code, reason: &str) {
-    if shared.link.trouble(code, reason, Instant::now()) {
-        shared.doubt();
+    if shared.seat.current().is_some_and(|instance| instance.check_fatal()) {
+        // The event that it was given up follows.
+        return;
     }
+    shared.link.trouble(code, reason, Instant::now());
+    shared.doubt();
 }
 
 /// Retires the instance that was given up and puts a new one in its place. Takes and returns how many in a row

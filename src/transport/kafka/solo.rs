@@ -133,13 +133,13 @@ impl Recipient for Watch {
 }
 
 impl Watch {
-    /// How often it is looked whether the transport has stopped.
+    /// How often it is looked whether there is still something to wait for.
     const LOOK: Duration = Duration::from_millis(100);
 
-    fn wait(&self, patience: Duration, shared: &Shared) -> Option<Outcome> {
+    fn wait(&self, patience: Duration, in_vain: impl Fn() -> bool) -> Option<Outcome> {
         let deadline = Instant::now() + patience;
         let mut outcome = lock(&self.outcome);
-        while outcome.is_none() && Instant::now() < deadline && !shared.is_stopped() {
+        while outcome.is_none() && Instant::now() < deadline && !in_vain() {
             outcome = self.came.wait_timeout(outcome, Self::LOOK).unwrap_or_else(PoisonError::into_inner).0;
         }
         outcome.take()
@@ -190,20 +190,25 @@ fn try_alone(shared: &Shared, place: &mut Option<Instance>, job: &Job) -> Outcom
         rebuild::retire(shared, &instance);
         return Outcome::Failed { failure: refused.failure, possibly_delivered: false };
     }
-    let verdict = watch.wait(PATIENCE, shared);
+    // A fatal error without a report is as good as one.
+    let verdict = watch.wait(PATIENCE, || shared.is_stopped() || instance.check_fatal());
+    let mut given_up_for = None;
     if let Some(Outcome::Delivered(_)) = verdict {
         *place = Some(instance);
     } else {
         if verdict.is_none() {
+            // Unless it failed already, in which case the first reason stays.
             instance.give_up(no_verdict(job));
         }
+        given_up_for = instance.book().given_up();
         rebuild::retire(shared, &instance);
     }
     match (verdict, lock(&watch.outcome).take()) {
         (Some(verdict), _) => verdict,
         // Retiring the instance made librdkafka hand the message back; that is not why it failed.
         (None, Some(Outcome::Failed { possibly_delivered, .. })) => {
-            Outcome::Failed { failure: Arc::new(no_verdict(job)), possibly_delivered }
+            let failure = given_up_for.unwrap_or_else(|| Arc::new(no_verdict(job)));
+            Outcome::Failed { failure, possibly_delivered }
         }
         (None, Some(delivered @ Outcome::Delivered(_))) => delivered,
         (None, None) => failed("the message tried by itself was not reported on".to_owned()),
