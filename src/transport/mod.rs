@@ -9,6 +9,14 @@
 //! everything submitted behind it on its lane is reported failed, too, before anything submitted there later
 //! is accepted by the broker. A request already on the wire may still land, in order, as a duplicate.
 
+#[cfg(any(feature = "testing", feature = "redis"))]
+pub(crate) mod fence;
+#[cfg(feature = "kafka")]
+pub mod kafka;
+#[cfg(feature = "testing")]
+pub(crate) mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 pub mod url;
 
 use std::fmt;
@@ -128,7 +136,8 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         if let Some(recipient) = self.0.take() {
-            let failure = Failure::new(Class::Transient, Scope::Lane, "lost by the transport, which never reported on it");
+            let failure =
+                Failure::new(Class::Transient, Scope::Lane, "lost by the transport, which never reported on it");
             recipient.report(Outcome::Failed { failure: Arc::new(failure), possibly_delivered: true });
         }
     }
