@@ -10,6 +10,8 @@ mod outbox;
 mod producer;
 mod schedule;
 mod stats;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod transport;
 mod wal;
 

@@ -9,6 +9,11 @@
 //! everything submitted behind it on its lane is reported failed, too, before anything submitted there later
 //! is accepted by the broker. A request already on the wire may still land, in order, as a duplicate.
 
+#[cfg(any(feature = "testing", feature = "redis"))]
+pub(crate) mod fence;
+#[cfg(feature = "testing")]
+pub(crate) mod memory;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
