@@ -13,6 +13,8 @@
 pub(crate) mod fence;
 #[cfg(feature = "testing")]
 pub(crate) mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
 
 use std::fmt;
 use std::sync::Arc;
