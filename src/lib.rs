@@ -13,6 +13,8 @@ mod producer;
 mod receipt;
 mod schedule;
 mod stats;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod transport;
 mod wal;
 
