@@ -80,7 +80,8 @@ impl Server {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         // Below the shared set, whose `down` sweeps up what a killed test left here.
-        let dir = target().join(format!("services/private/{}-{number}", std::process::id()));
+        let shared = std::env::var_os("OUTLAST_SERVICES_DIR").map_or_else(|| target().join("services"), PathBuf::from);
+        let dir = shared.join(format!("private/{}-{number}", std::process::id()));
         let mut server = Self { name, dir, address: String::new() };
         server.script("up");
         let printed = server.run(&["env"]);
