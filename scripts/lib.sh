@@ -11,39 +11,45 @@ die() {
     exit 1
 }
 
-# The first of some packages that this distribution has; the first one if nobody knows.
-known_package() {
-    local package
-    for package in "$@"; do
-        if apt-cache show "$package" >/dev/null 2>&1; then
-            echo "$package"
-            return
-        fi
-    done
-    echo "$1"
+# Runs apt-get as root, without questions.
+apt() {
+    local as_root=()
+    ((EUID == 0)) || as_root=(sudo)
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y "$@" >&2 </dev/null
 }
 
-# Installs Debian packages, after saying so. None of those asked for here brings a system service.
-install_packages() {
-    (($# > 0)) || return 0
-    local as_root=()
+# Says so and ends, unless packages can be installed here; arguments: what is missing.
+need_apt() {
     if ! command -v apt-get >/dev/null; then
         die "missing here, by their Debian names: $*. Please install them, then try again."
     fi
-    if ((EUID != 0)); then
-        command -v sudo >/dev/null || die "missing: $*. Please run, as root: apt-get install $*"
-        as_root=(sudo)
-        # A prompt nobody can answer would hang.
-        if [[ ! -t 0 ]] && ! sudo -n true 2>/dev/null; then
-            die "missing, and sudo asks for a password: please run: sudo apt-get install $*"
-        fi
-    fi
+    ((EUID != 0)) || return 0
+    command -v sudo >/dev/null || die "missing: $*. Please run, as root: apt-get install $*"
+    # A prompt that nobody can answer would hang.
+    [[ -t 0 ]] || sudo -n true 2>/dev/null ||
+        die "missing, and sudo asks for a password: please run: sudo apt-get install $*"
+}
+
+# Installs Debian packages, after saying so. None of those asked for here brings a system service. Alternatives are
+# written A|B|C: the first one that this release has.
+install_packages() {
+    (($# > 0)) || return 0
+    local wanted package alternatives names=()
+    need_apt "$@"
     say "missing: $*; installing with apt-get"
-    local apt=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y)
-    # The package lists of a fresh container are empty or stale: refresh them only if it does not work without.
-    "${apt[@]}" install --no-install-recommends "$@" >&2 </dev/null ||
-        { "${apt[@]}" update >&2 </dev/null && "${apt[@]}" install --no-install-recommends "$@" >&2 </dev/null; } ||
-        die "apt-get could not install: $*"
+    # The package lists of a fresh container are empty, old ones name files that are gone.
+    apt update || say "apt-get update failed; trying with the lists that are there"
+    for wanted in "$@"; do
+        IFS='|' read -ra alternatives <<<"$wanted"
+        for package in "${alternatives[@]}"; do
+            if apt-cache show "$package" >/dev/null 2>&1; then
+                names+=("$package")
+                continue 2
+            fi
+        done
+        names+=("${alternatives[0]}")
+    done
+    apt install --no-install-recommends "${names[@]}" || die "apt-get could not install: ${names[*]}"
 }
 
 # What compiling the crate with its C libraries (librdkafka, zstd) takes, and tracing system calls in tests.
