@@ -1,1 +1,58 @@
-fn main(){}
+//! The program `outlast`: lines in, messages out, none lost. A thin layer over the library's public surface.
+
+mod args;
+mod dead;
+#[cfg(feature = "kafka")]
+mod demo;
+mod drain;
+mod exit;
+mod open;
+mod output;
+mod peek;
+mod produce;
+mod signals;
+mod status;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+use args::{Args, Command};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    log_to_stderr();
+    let done = match args.command {
+        Command::Produce(args) => produce::run(&args),
+        Command::Drain(args) => drain::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Peek(args) => peek::run(&args),
+        Command::Dead(args) => dead::run(&args),
+        #[cfg(feature = "kafka")]
+        Command::Demo(args) => demo::run(&args),
+        #[cfg(feature = "kafka")]
+        Command::DemoBroker => demo::run_broker(),
+    };
+    match done {
+        Ok(exit) => exit.into(),
+        Err(problem) => {
+            if !problem.text.is_empty() {
+                eprintln!("outlast: {}", problem.text);
+            }
+            problem.exit.into()
+        }
+    }
+}
+
+/// Warnings, or what `RUST_LOG` asks for. Standard output is for results.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+}

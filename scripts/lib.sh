@@ -1,0 +1,72 @@
+# Sourced by the other scripts: where things are, and how what is missing gets installed.
+# shellcheck shell=bash
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+target=${CARGO_TARGET_DIR:-$root/target}
+[[ $target == /* ]] || target=$PWD/$target
+
+say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
+die() {
+    say "$@"
+    exit 1
+}
+
+# Runs apt-get as root, without questions.
+apt() {
+    local as_root=()
+    ((EUID == 0)) || as_root=(sudo)
+    "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get -q -y "$@" >&2 </dev/null
+}
+
+# Says so and ends, unless packages can be installed here; arguments: what is missing.
+need_apt() {
+    if ! command -v apt-get >/dev/null; then
+        die "missing here, by their Debian names: $*. Please install them, then try again."
+    fi
+    ((EUID != 0)) || return 0
+    command -v sudo >/dev/null || die "missing: $*. Please run, as root: apt-get install $*"
+    # A prompt that nobody can answer would hang.
+    [[ -t 0 ]] || sudo -n true 2>/dev/null ||
+        die "missing, and sudo asks for a password: please run: sudo apt-get install $*"
+}
+
+# Installs Debian packages, after saying so. None of those asked for here brings a system service. Alternatives are
+# written A|B|C: the first one that this release has.
+install_packages() {
+    (($# > 0)) || return 0
+    local wanted package alternatives names=()
+    need_apt "$@"
+    say "missing: $*; installing with apt-get"
+    # The package lists of a fresh container are empty, old ones name files that are gone.
+    apt update || say "apt-get update failed; trying with the lists that are there"
+    for wanted in "$@"; do
+        IFS='|' read -ra alternatives <<<"$wanted"
+        for package in "${alternatives[@]}"; do
+            if apt-cache show "$package" >/dev/null 2>&1; then
+                names+=("$package")
+                continue 2
+            fi
+        done
+        names+=("${alternatives[0]}")
+    done
+    apt install --no-install-recommends "${names[@]}" || die "apt-get could not install: ${names[*]}"
+}
+
+# What compiling the crate with its C libraries (librdkafka, zstd) takes, and tracing system calls in tests.
+need_build_tools() {
+    local missing=()
+    command -v cargo >/dev/null || die "no cargo here: please install Rust (see rust-version in Cargo.toml) from https://rustup.rs"
+    command -v gcc >/dev/null || missing+=(gcc libc6-dev)
+    command -v g++ >/dev/null || missing+=(g++)
+    command -v make >/dev/null || missing+=(make)
+    if ! command -v pkg-config >/dev/null; then
+        missing+=(pkg-config libssl-dev zlib1g-dev)
+    else
+        pkg-config --exists openssl || missing+=(libssl-dev)
+        pkg-config --exists zlib || missing+=(zlib1g-dev)
+    fi
+    if [[ ${1:-} == tests ]]; then
+        command -v strace >/dev/null || missing+=(strace)
+    fi
+    install_packages "${missing[@]}"
+}

@@ -1,0 +1,268 @@
+//! The command line, as clap reads it.
+//!
+//! None of these types shows itself (`Debug`): a URL may hold a password. For the same reason `--to` is read as
+//! text and parsed later, since clap repeats a value that it refuses.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::produce::KeyFrom;
+
+/// Where messages wait unless told otherwise: in the working directory, where it is seen.
+const DEFAULT_OUTBOX: &str = "outlast-outbox";
+
+/// Hands messages to Kafka or Redis without losing one.
+#[derive(Parser)]
+#[command(name = "outlast", version, max_term_width = 120)]
+pub struct Args {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Send each line of a file (or of standard input) as a message
+    #[command(after_help = PRODUCE_HELP)]
+    Produce(Produce),
+    /// Deliver what an outbox still holds
+    #[command(after_help = "Exit code: 0 all delivered, 3 some still pending, 1 it could not be done, 2 wrong usage.")]
+    Drain(Drain),
+    /// Say what is pending in an outbox, and why; works beside a running producer
+    Status(Status),
+    /// Show pending messages, oldest first; works beside a running producer
+    Peek(Peek),
+    /// Look at, requeue or purge dead letters: messages the broker will never take
+    Dead(Dead),
+    /// Show an outage, a kill and a restart on an embedded broker, and check that nothing was lost
+    #[cfg(feature = "kafka")]
+    Demo(Demo),
+    /// The broker of the demonstration
+    #[cfg(feature = "kafka")]
+    #[command(hide = true)]
+    DemoBroker,
+}
+
+const PRODUCE_HELP: &str = "\
+URL: kafka://host:port[,host:port]/TOPIC[?librdkafka.option=…]
+     redis://[user[:password]@]host:port[/db]?stream=NAME, or rediss://… for TLS
+A password comes from the URL, from --password-file or from the variable OUTLAST_PASSWORD.
+
+Exit code: 0 everything was delivered; 3 everything was accepted, some of it is still in the outbox (`outlast drain`
+delivers it); 1 something was not accepted; 2 wrong usage.";
+
+#[derive(clap::Args)]
+pub struct Broker {
+    /// The broker and the topic or stream
+    #[arg(long, value_name = "URL")]
+    pub to: String,
+    /// A file whose first line is the password; else the variable OUTLAST_PASSWORD is looked at
+    #[arg(long, value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+}
+
+#[derive(clap::Args)]
+pub struct Produce {
+    #[command(flatten)]
+    pub broker: Broker,
+    /// The outbox's directory; made if it is not there
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX)]
+    pub outbox: PathBuf,
+    /// direct: to the broker first, to the outbox if that fails; write-ahead: to the outbox first
+    #[arg(long, value_enum, default_value = "direct")]
+    pub mode: Mode,
+    /// lines: a line is a message; json: the same, and it must be a JSON document
+    #[arg(long, value_enum, default_value = "lines")]
+    pub format: Format,
+    /// What messages are keyed by: none, field:N (the Nth blank-separated field; a line without it goes without a
+    /// key), json:/POINTER (with --format json)
+    #[arg(long, value_name = "KEY", default_value = "none")]
+    pub key: KeyFrom,
+    /// What happens at a line that is not what --format and --key ask for, or is too long
+    #[arg(long, value_enum, default_value = "stop")]
+    pub on_bad_line: OnBadLine,
+    /// Start at this line of the input, counted from 1
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u64).range(1..))]
+    pub from_line: u64,
+    /// Lines read past the last one acknowledged, at most
+    #[arg(long, value_name = "N", default_value = "10000", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub window: u32,
+    /// A file that gets LINE<TAB>delivered or LINE<TAB>stored for each accepted line, in the order of the input;
+    /// appended to if it is there
+    #[arg(long, value_name = "FILE")]
+    pub ack_log: Option<PathBuf>,
+    /// At the end of the input: wait this long for pending messages
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    pub drain_timeout: Duration,
+    /// Print the summary as JSON, on standard output
+    #[arg(long)]
+    pub json: bool,
+    /// The input; - is standard input
+    #[arg(value_name = "FILE", default_value = "-")]
+    pub input: PathBuf,
+}
+
+#[derive(clap::Args)]
+pub struct Drain {
+    #[command(flatten)]
+    pub broker: Broker,
+    /// The outbox's directory
+    #[arg(long, value_name = "DIR")]
+    pub outbox: PathBuf,
+    /// Give up waiting after this long; without it, wait until everything is delivered
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pub timeout: Option<Duration>,
+}
+
+#[derive(clap::Args)]
+pub struct Status {
+    /// The outbox's directory
+    #[arg(long, value_name = "DIR")]
+    pub outbox: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(clap::Args)]
+pub struct Peek {
+    /// The outbox's directory
+    #[arg(long, value_name = "DIR")]
+    pub outbox: PathBuf,
+    /// Messages to show, at most
+    #[arg(long, value_name = "N", default_value = "10")]
+    pub limit: usize,
+    /// Print a line of JSON a message, payloads as text where they are text, else in hexadecimal digits
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(clap::Args)]
+pub struct Dead {
+    #[command(subcommand)]
+    pub command: DeadCommand,
+}
+
+#[derive(Subcommand)]
+pub enum DeadCommand {
+    /// One line a dead letter
+    List(DeadList),
+    /// Everything about some of them
+    Show(DeadShow),
+    /// Make them pending again, behind what is pending now; not beside a running producer
+    Requeue(DeadChange),
+    /// Throw them away for good; not beside a running producer
+    Purge(DeadChange),
+}
+
+#[derive(clap::Args)]
+pub struct DeadList {
+    /// The outbox's directory
+    #[arg(long, value_name = "DIR")]
+    pub outbox: PathBuf,
+    /// Print a line of JSON a dead letter
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(clap::Args)]
+pub struct DeadShow {
+    /// The outbox's directory
+    #[arg(long, value_name = "DIR")]
+    pub outbox: PathBuf,
+    /// Print a line of JSON a dead letter
+    #[arg(long)]
+    pub json: bool,
+    /// Their numbers, as `list` shows them
+    #[arg(value_name = "NUMBER", required = true)]
+    pub numbers: Vec<u64>,
+}
+
+#[derive(clap::Args)]
+pub struct DeadChange {
+    /// The outbox's directory
+    #[arg(long, value_name = "DIR")]
+    pub outbox: PathBuf,
+    #[command(flatten)]
+    pub which: Which,
+}
+
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+pub struct Which {
+    /// All of them
+    #[arg(long)]
+    pub all: bool,
+    /// The one with this message id
+    #[arg(long, value_name = "ID")]
+    pub id: Option<outlast::MessageId>,
+    /// Those of a route, such as kafka/orders
+    #[arg(long, value_name = "TRANSPORT/DESTINATION")]
+    pub route: Option<String>,
+    /// Their numbers, as `list` shows them
+    #[arg(value_name = "NUMBER")]
+    pub numbers: Vec<u64>,
+}
+
+#[cfg(feature = "kafka")]
+#[derive(clap::Args)]
+pub struct Demo {
+    /// Lines to send; without it, some are made up
+    #[arg(value_name = "FILE")]
+    pub input: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Mode {
+    Direct,
+    WriteAhead,
+}
+
+impl From<Mode> for outlast::Mode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Direct => Self::Direct,
+            Mode::WriteAhead => Self::WriteAhead,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    Lines,
+    Json,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum OnBadLine {
+    /// Stop reading there; what was sent is settled
+    Stop,
+    /// Go on; such lines are counted and reported at the end
+    Skip,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_selection_of_dead_letters_is_never_left_to_chance() {
+        for (words, legal) in [
+            (vec!["--all"], true),
+            (vec!["1", "2"], true),
+            (vec!["--route", "kafka/orders"], true),
+            (vec![], false),
+            (vec!["--all", "1"], false),
+        ] {
+            let line = ["outlast", "dead", "purge", "--outbox", "x"].into_iter().chain(words.clone());
+            assert_eq!(Args::try_parse_from(line).is_ok(), legal, "{words:?}");
+        }
+    }
+}

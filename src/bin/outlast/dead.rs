@@ -1,0 +1,115 @@
+//! `outlast dead`: messages the broker will never take, and what an operator decides about them.
+
+use outlast::Route;
+use outlast::admin::{self, DeadMessage, Selection};
+use serde_json::{Value, json};
+
+use crate::args::{Dead, DeadCommand, DeadList, DeadShow, Which};
+use crate::exit::{Exit, Problem};
+use crate::output::{self, count};
+use crate::peek::{bytes_as_json, content, headers_as_json};
+
+/// Carries out one of the subcommands.
+pub fn run(args: &Dead) -> Result<Exit, Problem> {
+    match &args.command {
+        DeadCommand::List(args) => list(args),
+        DeadCommand::Show(args) => show(args),
+        DeadCommand::Requeue(args) => {
+            let changed = admin::requeue(&args.outbox, selection(&args.which)?).map_err(Problem::failed)?;
+            output::line(&format!("{} messages are pending again", count(changed)))?;
+            Ok(found(changed))
+        }
+        DeadCommand::Purge(args) => {
+            let changed = admin::purge(&args.outbox, selection(&args.which)?).map_err(Problem::failed)?;
+            output::line(&format!("{} dead letters purged", count(changed)))?;
+            Ok(found(changed))
+        }
+    }
+}
+
+/// Nothing to change is not what was asked for.
+fn found(changed: u64) -> Exit {
+    if changed > 0 { Exit::Done } else { Exit::Failed }
+}
+
+fn list(args: &DeadList) -> Result<Exit, Problem> {
+    for dead in admin::dead_letters(&args.outbox).map_err(Problem::failed)? {
+        if args.json {
+            output::json(&as_json(&dead))?;
+        } else {
+            output::line(&format!("{} {} {}: {}", dead.number, dead.id, dead.route, dead.reason))?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn show(args: &DeadShow) -> Result<Exit, Problem> {
+    let dead_letters = admin::dead_letters(&args.outbox).map_err(Problem::failed)?;
+    for number in &args.numbers {
+        let dead = dead_letters
+            .iter()
+            .find(|dead| dead.number == *number)
+            .ok_or_else(|| Problem::failed(format!("there is no dead letter {number}")))?;
+        if args.json {
+            output::json(&as_json(dead))?;
+        } else {
+            for line in in_words(dead) {
+                output::line(&line)?;
+            }
+        }
+    }
+    Ok(Exit::Done)
+}
+
+fn selection(args: &Which) -> Result<Selection, Problem> {
+    if let Some(id) = args.id {
+        return Ok(Selection::Id(id));
+    }
+    if let Some(route) = &args.route {
+        return match route.split_once('/') {
+            Some((transport, destination)) if !transport.is_empty() && !destination.is_empty() => {
+                Ok(Selection::Route(Route { transport: transport.into(), destination: destination.into() }))
+            }
+            _ => Err(Problem::usage("--route: expected TRANSPORT/DESTINATION, as in kafka/orders")),
+        };
+    }
+    // clap has made sure that one of them was given.
+    Ok(if args.all { Selection::All } else { Selection::Numbers(args.numbers.clone()) })
+}
+
+fn in_words(dead: &DeadMessage) -> Vec<String> {
+    let mut lines = vec![
+        format!("number {}", dead.number),
+        format!("  id        {}", dead.id),
+        format!("  to        {}", dead.route),
+        format!("  reason    {}", dead.reason),
+        format!("  attempts  {}", count(dead.attempts.into())),
+        format!("  failed    {} to {}", rfc3339(dead.first_failure), rfc3339(dead.last_failure)),
+        format!("  message  {}", content(&dead.key, &dead.payload)),
+    ];
+    for header in &dead.headers {
+        let value = header.value.as_ref().map_or("(null)".to_owned(), |value| output::excerpt(value, 160));
+        lines.push(format!("  header    {}: {value}", header.name));
+    }
+    lines
+}
+
+fn rfc3339(time: std::time::SystemTime) -> String {
+    humantime::format_rfc3339_seconds(time).to_string()
+}
+
+fn as_json(dead: &DeadMessage) -> Value {
+    json!({
+        "number": dead.number,
+        "lsn": dead.lsn,
+        "id": dead.id,
+        "route": dead.route,
+        "reason": dead.reason,
+        "attempts": dead.attempts,
+        "first_failure": rfc3339(dead.first_failure),
+        "last_failure": rfc3339(dead.last_failure),
+        "key": dead.key.as_ref().map(|key| bytes_as_json(key)),
+        "payload": dead.payload.as_ref().map(|payload| bytes_as_json(payload)),
+        "headers": headers_as_json(&dead.headers),
+    })
+}

@@ -1,0 +1,105 @@
+//! From the command line to an open producer, every refusal in its order: nothing is touched before the whole line
+//! is known to be right.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use outlast::{BrokerUrl, Config, OpenErrorKind, Producer, TransportConfig};
+
+use crate::args::Broker;
+use crate::exit::Problem;
+use crate::output;
+
+/// Where a password may come from without being seen in the list of processes.
+const PASSWORD_VARIABLE: &str = "OUTLAST_PASSWORD";
+
+/// How long closing may take: at the end, when nothing is in flight any more, and after Ctrl-C, for what is.
+pub const GRACE: Duration = Duration::from_secs(10);
+
+/// A broker as the command line names it, found to be well-formed.
+pub struct Destination {
+    url: String,
+    /// The topic or stream, if the URL names one.
+    pub name: Option<Arc<str>>,
+    password: Option<String>,
+}
+
+impl Destination {
+    /// Reads the URL and the password.
+    pub fn parse(broker: &Broker) -> Result<Self, Problem> {
+        let parsed = BrokerUrl::parse(&broker.to).map_err(|e| Problem::usage(format!("--to: {e}")))?;
+        Ok(Self {
+            url: broker.to.clone(),
+            name: parsed.destination().map(Arc::from),
+            password: password(broker.password_file.as_deref())?,
+        })
+    }
+
+    /// Settings for a producer with this broker as its only transport; the rest are defaults.
+    pub fn config(&self, outbox: &Path) -> Config {
+        let transport = TransportConfig { name: None, url: self.url.clone(), password: self.password.clone() };
+        Config { outbox: outbox.to_owned(), transports: vec![transport], ..Config::default() }
+    }
+}
+
+/// The password, for a URL without one: from the file that was named, else from the environment.
+fn password(file: Option<&Path>) -> Result<Option<String>, Problem> {
+    let Some(file) = file else {
+        return match std::env::var(PASSWORD_VARIABLE) {
+            Ok(password) => Ok(Some(password)),
+            Err(std::env::VarError::NotPresent) => Ok(None),
+            Err(std::env::VarError::NotUnicode(_)) => Err(Problem::usage(format!("{PASSWORD_VARIABLE} is not UTF-8"))),
+        };
+    };
+    let text = std::fs::read_to_string(file)
+        .map_err(|e| Problem::usage(format!("--password-file {}: {e}", file.display())))?;
+    match text.lines().next() {
+        Some(line) if !line.is_empty() => Ok(Some(line.to_owned())),
+        _ => Err(Problem::usage(format!("--password-file {}: its first line is empty", file.display()))),
+    }
+}
+
+/// Opens the outbox, and says what was pending in it.
+pub fn open(config: Config) -> Result<Producer, Problem> {
+    let producer = Producer::builder().config(config).open_blocking().map_err(|e| match e.kind() {
+        OpenErrorKind::Config => Problem::usage(e),
+        _ => Problem::failed(e),
+    })?;
+    if let Some(text) = pending(&producer) {
+        eprintln!("outlast: {text}");
+    }
+    Ok(producer)
+}
+
+/// One line on what is pending: how much, how old, where to.
+fn pending(producer: &Producer) -> Option<String> {
+    let stats = producer.stats();
+    if stats.pending == 0 {
+        return None;
+    }
+    let routes: Vec<String> =
+        stats.routes.iter().filter(|route| route.pending > 0).map(|route| route.route.to_string()).collect();
+    let oldest = stats.oldest.map_or(String::new(), |time| format!(", the oldest for {}", output::age(time)));
+    let (messages, bytes) = (output::count(stats.pending), output::bytes(stats.pending_bytes));
+    Some(format!("{messages} messages ({bytes}) pending{oldest}, for {}", routes.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::exit::Exit;
+
+    #[test]
+    fn a_password_file_gives_its_first_line_and_must_have_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("password");
+        std::fs::write(&file, "hunter2\nnoise\n").unwrap();
+        assert_eq!(password(Some(&file)).unwrap().as_deref(), Some("hunter2"));
+        for empty in ["", "\nhunter2"] {
+            std::fs::write(&file, empty).unwrap();
+            assert_eq!(password(Some(&file)).unwrap_err().exit, Exit::Usage);
+        }
+        assert_eq!(password(Some(&dir.path().join("none"))).unwrap_err().exit, Exit::Usage);
+    }
+}

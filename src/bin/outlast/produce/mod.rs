@@ -1,0 +1,105 @@
+//! `outlast produce`: each line of the input becomes a message.
+
+mod ack_log;
+mod feed;
+mod key;
+mod lines;
+mod progress;
+mod pump;
+mod summary;
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+use std::time::Instant;
+
+use outlast::Config;
+
+use crate::args::{Format, Produce};
+use crate::exit::{Exit, Problem};
+use crate::open::{self, Destination};
+use crate::output;
+use crate::signals::Stop;
+
+use ack_log::AckLog;
+use feed::Feed;
+use key::Composer;
+use progress::Progress;
+use pump::Pump;
+use summary::Summary;
+
+pub use key::KeyFrom;
+
+/// Sends the lines, settles them, says how it went.
+pub fn run(args: &Produce) -> Result<Exit, Problem> {
+    let begin = Instant::now();
+    let destination = Destination::parse(&args.broker)?;
+    let Some(name) = &destination.name else {
+        return Err(Problem::usage(
+            "--to: names no topic or stream; expected kafka://host:port/TOPIC or redis://host:port?stream=NAME",
+        ));
+    };
+    if matches!(args.key, KeyFrom::Json(_)) && args.format != Format::Json {
+        return Err(Problem::usage("--key json:… needs --format json"));
+    }
+    let composer = Composer { destination: name.clone(), format: args.format, key: args.key.clone() };
+    let input = input(&args.input)?;
+    let config = config(args, &destination);
+    let (limit, redelivery) = (config.max_message_bytes, config.redelivery_window);
+    let stop = Stop::listen()?;
+    let producer = open::open(config)?;
+    let dead_before = producer.stats().dead;
+    let log = AckLog::open(args.ack_log.as_deref()).map_err(|e| problem_with_log(args, &e))?;
+    eprintln!(
+        "outlast: if this is killed, at most {} duplicates: {} lines read past the last one logged (--window), {} messages \
+         in flight (they keep their id)",
+        output::count(u64::from(args.window) + redelivery as u64),
+        output::count(args.window.into()),
+        output::count(redelivery as u64),
+    );
+
+    let feed = Feed::start(input, args.from_line, limit, composer).map_err(Problem::failed)?;
+    let progress = Progress::start(&producer);
+    let pump = Pump::new(&producer, feed, log, stop, args, &progress);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(Problem::failed)?;
+    let ended = runtime.block_on(pump.run(args.drain_timeout));
+    progress.finish();
+
+    let dead = producer.stats().dead.saturating_sub(dead_before);
+    let summary = Summary::new(ended, dead, begin.elapsed());
+    if args.json {
+        output::json(&summary)?;
+    }
+    for line in summary.in_words(args) {
+        eprintln!("outlast: {line}");
+    }
+    Ok(summary.exit())
+}
+
+/// The defaults, with windows that fit `--window`: a smaller one means fewer duplicates after a kill.
+fn config(args: &Produce, destination: &Destination) -> Config {
+    let defaults = destination.config(&args.outbox);
+    let window_messages = defaults.window_messages.min(args.window as usize);
+    // What is in flight, and as much again that is delivered but not yet recorded.
+    let redelivery_window = defaults.redelivery_window.min(2 * window_messages);
+    Config { mode: args.mode.into(), window_messages, redelivery_window, ..defaults }
+}
+
+fn input(path: &Path) -> Result<Box<dyn Read + Send>, Problem> {
+    if path == Path::new("-") {
+        return Ok(Box::new(std::io::stdin()));
+    }
+    let file = File::open(path).and_then(|file| match file.metadata()?.is_dir() {
+        true => Err(std::io::ErrorKind::IsADirectory.into()),
+        false => Ok(file),
+    });
+    match file {
+        Ok(file) => Ok(Box::new(file)),
+        Err(e) => Err(Problem::usage(format!("{}: {e}", path.display()))),
+    }
+}
+
+fn problem_with_log(args: &Produce, error: &std::io::Error) -> Problem {
+    let path = args.ack_log.as_deref().unwrap_or(Path::new(""));
+    Problem::failed(format!("--ack-log {}: {error}", path.display()))
+}

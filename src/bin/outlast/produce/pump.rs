@@ -1,0 +1,272 @@
+//! The loop between input, producer and acknowledgement log.
+//!
+//! One task: it hands lines to the producer in their order, waits for the oldest of those on the way, and writes
+//! down what was accepted, also in that order. After anything goes wrong it only settles what is on the way.
+
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use outlast::{Config, Producer, Receipt, SendError, SendFuture};
+
+use super::ack_log::AckLog;
+use super::feed::{Batch, End, Feed};
+use super::progress::Progress;
+use crate::args::{OnBadLine, Produce};
+use crate::open::GRACE;
+use crate::signals::Stop;
+
+/// Bytes of lines on the way, beyond which nothing more is read. A window of long lines must not fill the memory.
+const WINDOW_BYTES: usize = 64 << 20;
+/// Bad lines that are remembered one by one; the rest is only counted.
+const BAD_LINES_NAMED: usize = 10;
+/// What happened in a run.
+#[derive(Debug, Default)]
+pub struct Ended {
+    /// The last line handed to the producer; the one before the first if there was none.
+    pub last_sent: u64,
+    /// Lines the broker acknowledged.
+    pub delivered: u64,
+    /// Lines that went to the outbox; they may have been delivered since.
+    pub stored: u64,
+    /// Lines not accepted by the producer.
+    pub refused: u64,
+    /// The first of them, and why.
+    pub first_refused: Option<(u64, String)>,
+    /// Lines that were no message.
+    pub bad: u64,
+    /// The first of these, and what is wrong with them.
+    pub bad_lines: Vec<(u64, String)>,
+    /// Why reading ended before the input did, if it did.
+    pub stopped: Option<Stopped>,
+    /// The producer could not be closed in order.
+    pub close_error: Option<String>,
+    /// Messages the outbox still holds, older ones too.
+    pub pending: u64,
+}
+
+/// Why reading ended before the input did.
+#[derive(Debug)]
+pub enum Stopped {
+    /// A bad line: its number.
+    BadLine(u64),
+    /// A line that was not accepted.
+    Refused,
+    /// The input cannot be read any further.
+    Input(String),
+    /// The log cannot be written.
+    Log(String),
+    /// Ctrl-C or SIGTERM.
+    Signal,
+}
+
+/// A line on its way.
+struct Waiting {
+    line: u64,
+    bytes: usize,
+    future: Pin<Box<SendFuture>>,
+}
+
+enum Step {
+    Settled(u64, Result<Receipt, SendError>),
+    Read(Batch),
+    Signal,
+    /// Nothing is on the way, and nothing comes any more.
+    Idle,
+}
+
+/// The loop's state.
+pub struct Pump<'a> {
+    producer: &'a Producer,
+    feed: Feed,
+    log: AckLog,
+    stop: Stop,
+    window: usize,
+    skip_bad_lines: bool,
+    progress: &'a Progress,
+    waiting: VecDeque<Waiting>,
+    waiting_bytes: usize,
+    reading: bool,
+    ended: Ended,
+}
+
+impl<'a> Pump<'a> {
+    /// A loop that is about to begin.
+    pub fn new(
+        producer: &'a Producer,
+        feed: Feed,
+        log: AckLog,
+        stop: Stop,
+        args: &Produce,
+        progress: &'a Progress,
+    ) -> Self {
+        let window = args.window as usize;
+        Self {
+            producer,
+            feed,
+            log,
+            stop,
+            window,
+            skip_bad_lines: args.on_bad_line == OnBadLine::Skip,
+            progress,
+            waiting: VecDeque::with_capacity(window.min(Config::default().window_messages)),
+            waiting_bytes: 0,
+            reading: true,
+            ended: Ended { last_sent: args.from_line - 1, ..Ended::default() },
+        }
+    }
+
+    /// Sends everything, waits up to `drain` for what is pending then, closes the producer.
+    pub async fn run(mut self, drain: Duration) -> Ended {
+        loop {
+            match poll_fn(|cx| self.poll(cx)).await {
+                Step::Settled(line, result) => self.settled(line, result),
+                Step::Read(batch) => self.send(batch),
+                Step::Signal => {
+                    self.stop_reading(Stopped::Signal);
+                    break;
+                }
+                Step::Idle => break,
+            }
+        }
+        if !matches!(self.ended.stopped, Some(Stopped::Signal)) {
+            self.drain(drain).await;
+        }
+        self.close().await;
+        self.ended
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
+        if let Poll::Ready((line, result)) = self.poll_front(cx) {
+            return Poll::Ready(Step::Settled(line, result));
+        }
+        // What was accepted up to here is a batch.
+        if let Err(e) = self.log.flush() {
+            self.log_failed(&e);
+        }
+        if self.stop.poll(cx).is_ready() {
+            return Poll::Ready(Step::Signal);
+        }
+        if self.reading {
+            let room = if self.waiting_bytes < WINDOW_BYTES { self.window - self.waiting.len() } else { 0 };
+            return self.feed.poll(cx, room).map(Step::Read);
+        }
+        if self.waiting.is_empty() { Poll::Ready(Step::Idle) } else { Poll::Pending }
+    }
+
+    /// The oldest line on the way, once it is settled.
+    fn poll_front(&mut self, cx: &mut Context<'_>) -> Poll<(u64, Result<Receipt, SendError>)> {
+        let Some(front) = self.waiting.front_mut() else { return Poll::Pending };
+        let Poll::Ready(result) = front.future.as_mut().poll(cx) else { return Poll::Pending };
+        let line = front.line;
+        self.waiting_bytes -= front.bytes;
+        self.waiting.pop_front();
+        Poll::Ready((line, result))
+    }
+
+    fn send(&mut self, batch: Batch) {
+        for (line, message) in batch.lines {
+            match message {
+                Ok(message) => {
+                    let bytes = message.size();
+                    self.ended.last_sent = line;
+                    self.waiting_bytes += bytes;
+                    let future = Box::pin(self.producer.send(message));
+                    self.waiting.push_back(Waiting { line, bytes, future });
+                }
+                Err(reason) => {
+                    self.ended.bad += 1;
+                    if self.ended.bad_lines.len() < BAD_LINES_NAMED {
+                        self.ended.bad_lines.push((line, reason));
+                    }
+                    if !self.skip_bad_lines {
+                        // Nothing behind it was handed over: the run can go on at this very line.
+                        return self.stop_reading(Stopped::BadLine(line));
+                    }
+                }
+            }
+        }
+        match batch.end {
+            Some(End::Input) => self.reading = false,
+            Some(End::Error(e)) => self.stop_reading(Stopped::Input(e)),
+            None => {}
+        }
+    }
+
+    fn settled(&mut self, line: u64, result: Result<Receipt, SendError>) {
+        let delivered = match result {
+            Ok(Receipt::Delivered { .. }) => true,
+            // Accepted in any case, and no claim that it was delivered.
+            Ok(_) => false,
+            Err(error) => {
+                self.ended.refused += 1;
+                self.ended.first_refused.get_or_insert_with(|| (line, error.to_string()));
+                return self.stop_reading(Stopped::Refused);
+            }
+        };
+        let (count, shown) = match delivered {
+            true => (&mut self.ended.delivered, &self.progress.delivered),
+            false => (&mut self.ended.stored, &self.progress.stored),
+        };
+        *count += 1;
+        shown.store(*count, Ordering::Relaxed);
+        if let Err(e) = self.log.accepted(line, delivered) {
+            self.log_failed(&e);
+        }
+    }
+
+    fn log_failed(&mut self, error: &std::io::Error) {
+        self.stop_reading(Stopped::Log(error.to_string()));
+    }
+
+    /// Reads nothing more; the first reason counts.
+    fn stop_reading(&mut self, why: Stopped) {
+        self.reading = false;
+        self.ended.stopped.get_or_insert(why);
+    }
+
+    /// Waits until nothing is pending, the time is up, or a signal comes. How it ended is told by `close`.
+    async fn drain(&mut self, timeout: Duration) {
+        let mut drained = pin!(self.producer.drained(timeout));
+        poll_fn(|cx| if self.stop.poll(cx).is_ready() { Poll::Ready(()) } else { drained.as_mut().poll(cx).map(drop) })
+            .await;
+    }
+
+    /// Closes the producer, which settles or stores what is still on the way, and notes what was accepted of that.
+    async fn close(&mut self) {
+        let producer = self.producer;
+        let mut closing = pin!(producer.close(GRACE));
+        let mut closed = None;
+        loop {
+            let settled = poll_fn(|cx| {
+                if let Poll::Ready(settled) = self.poll_front(cx) {
+                    return Poll::Ready(Some(settled));
+                }
+                if closed.is_none()
+                    && let Poll::Ready(result) = closing.as_mut().poll(cx)
+                {
+                    closed = Some(result);
+                }
+                if closed.is_some() && self.waiting.is_empty() { Poll::Ready(None) } else { Poll::Pending }
+            });
+            match settled.await {
+                Some((line, result)) => self.settled(line, result),
+                None => break,
+            }
+        }
+        if let Err(e) = self.log.flush() {
+            self.log_failed(&e);
+        }
+        match closed {
+            Some(Ok(closed)) => self.ended.pending = closed.pending,
+            Some(Err(e)) => {
+                self.ended.close_error = Some(e.to_string());
+                self.ended.pending = self.producer.stats().pending;
+            }
+            None => {}
+        }
+    }
+}

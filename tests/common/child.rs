@@ -1,0 +1,163 @@
+//! The program `outlast` as a child process, and the log of what it acknowledged.
+
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+/// What a finished run of the program said.
+#[derive(Debug)]
+pub struct Output {
+    /// The exit code; `None` if a signal ended it.
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+/// Runs the program to its end, with `input` as its standard input.
+pub fn run<S: AsRef<std::ffi::OsStr>>(args: &[S], input: &[u8]) -> Output {
+    let mut child = program()
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut stdin = child.stdin.take().expect("standard input is a pipe");
+    std::thread::scope(|scope| {
+        scope.spawn(move || match stdin.write_all(input) {
+            // It may well end before it has read everything.
+            Err(e) if e.kind() != ErrorKind::BrokenPipe => panic!("writing to the program: {e}"),
+            _ => {}
+        });
+        let output = child.wait_with_output().expect("the program ends");
+        Output {
+            code: output.status.code(),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    })
+}
+
+/// A run of the program in the background; it is killed when this is dropped.
+pub struct Child {
+    process: std::process::Child,
+    log: PathBuf,
+}
+
+impl Child {
+    /// Starts the program without standard input; what it prints goes to a file `run-N.log` in `dir`.
+    pub fn spawn<S: AsRef<std::ffi::OsStr>>(args: &[S], dir: &Path) -> Self {
+        let number = (0..).find(|n| !dir.join(format!("run-{n}.log")).exists()).unwrap_or(0);
+        let log = dir.join(format!("run-{number}.log"));
+        let file = File::create(&log).expect("a file for the program's output");
+        let process = program()
+            .args(args)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().expect("a second handle"))
+            .stderr(file)
+            .spawn()
+            .expect("the program starts");
+        Self { process, log }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// What it has printed so far.
+    pub fn printed(&self) -> String {
+        String::from_utf8_lossy(&std::fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Whether it is still running.
+    pub fn is_running(&mut self) -> bool {
+        self.process.try_wait().expect("the child can be waited for").is_none()
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub fn kill(&mut self) {
+        self.process.kill().expect("the child can be killed");
+        self.process.wait().expect("the child can be waited for");
+    }
+
+    /// Waits for its end; fails the test, showing what it printed, after `limit`.
+    #[track_caller]
+    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.process.try_wait().expect("the child can be waited for") {
+                return status;
+            }
+            assert!(start.elapsed() < limit, "the program still runs after {limit:?}; it printed:\n{}", self.printed());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if let Ok(None) = self.process.try_wait() {
+            let _ = self.process.kill();
+            let _ = self.process.wait();
+        }
+    }
+}
+
+/// The file of `--ack-log`: what the program said it accepted.
+pub struct Acks(pub PathBuf);
+
+impl Acks {
+    /// Every complete line of it: the input line's number, and whether it was delivered (else stored).
+    pub fn read(&self) -> Vec<(u64, bool)> {
+        let text = match std::fs::read_to_string(&self.0) {
+            Ok(text) => text,
+            Err(e) if e.kind() == ErrorKind::NotFound => return Vec::new(),
+            Err(e) => panic!("{}: {e}", self.0.display()),
+        };
+        // A killed program may have left half a line behind: that one was never said.
+        let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+        complete.lines().map(|line| Self::parse(line).unwrap_or_else(|| panic!("in the ack log: {line:?}"))).collect()
+    }
+
+    fn parse(line: &str) -> Option<(u64, bool)> {
+        let (number, state) = line.split_once('\t')?;
+        let delivered = match state {
+            "delivered" => true,
+            "stored" => false,
+            _ => return None,
+        };
+        Some((number.parse().ok()?, delivered))
+    }
+
+    /// The last line acknowledged, zero if there is none.
+    pub fn last(&self) -> u64 {
+        self.read().last().map_or(0, |(line, _)| *line)
+    }
+
+    /// Waits until at least `count` lines are acknowledged; fails the test, showing what the program printed, when
+    /// it ends before that or `limit` passes.
+    #[track_caller]
+    pub fn wait_for(&self, count: usize, child: &mut Child, limit: Duration) {
+        let start = Instant::now();
+        while self.read().len() < count {
+            let running = child.is_running();
+            assert!(
+                running && start.elapsed() < limit || self.read().len() >= count,
+                "{} of {count} lines acknowledged after {:?}; the program (running: {running}) printed:\n{}",
+                self.read().len(),
+                start.elapsed(),
+                child.printed()
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+fn program() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_outlast"));
+    command.env_remove("OUTLAST_PASSWORD");
+    command
+}

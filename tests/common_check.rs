@@ -1,0 +1,71 @@
+//! The tests' own tools, checked before others rely on them.
+
+mod common;
+
+use std::collections::HashMap;
+
+use common::{first_field, log_lines};
+
+#[test]
+fn generated_log_lines_are_skewed_like_a_real_log_and_replay_from_their_seed() {
+    let lines = log_lines(7, 10_000);
+    assert_eq!(lines, log_lines(7, 10_000));
+    assert_ne!(lines, log_lines(8, 10_000));
+    let mut clients: HashMap<&[u8], usize> = HashMap::new();
+    for line in &lines {
+        *clients.entry(first_field(line)).or_default() += 1;
+    }
+    let busiest = clients.values().max().copied().unwrap_or(0);
+    assert!((1_500..2_000).contains(&clients.len()), "{} clients", clients.len());
+    assert!((300..700).contains(&busiest), "the busiest has {busiest} lines");
+}
+
+#[cfg(feature = "kafka")]
+#[test]
+fn a_killed_broker_comes_back_with_its_address_and_its_records() {
+    use rdkafka::ClientConfig;
+    use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+    use std::time::{Duration, Instant};
+
+    let begin = Instant::now();
+    let server = common::KafkaServer::up();
+    println!("up after {:?}", begin.elapsed());
+    common::kafka::create_topic(server.address(), "orders", 4);
+    let producer: BaseProducer = ClientConfig::new().set("bootstrap.servers", server.address()).create().unwrap();
+    for n in 0..100 {
+        let (key, payload) = (format!("{}", n % 7), format!("{n}"));
+        producer.send(BaseRecord::to("orders").key(&key).payload(&payload)).unwrap();
+    }
+    producer.flush(Duration::from_secs(30)).unwrap();
+    let before = common::kafka::read_all(server.address(), "orders");
+    assert_eq!(before.len(), 100);
+    server.kill();
+    let begin = Instant::now();
+    server.start();
+    println!("back after {:?}", begin.elapsed());
+    assert_eq!(common::kafka::read_all(server.address(), "orders"), before);
+}
+
+#[cfg(feature = "redis")]
+#[test]
+fn a_killed_redis_comes_back_with_its_address_and_its_entries() {
+    let server = common::RedisServer::up();
+    for n in 0..100 {
+        common::redis::command(server.address(), &["XADD", "orders", "*", "payload", &n.to_string()]);
+    }
+    let before = common::redis::read_all(server.address(), "orders");
+    assert_eq!(before.len(), 100);
+    assert_eq!(before[99].field("payload"), Some(&b"99"[..]));
+    server.kill();
+    server.start();
+    assert_eq!(common::redis::read_all(server.address(), "orders"), before);
+}
+
+#[cfg(all(feature = "kafka", feature = "redis"))]
+#[test]
+fn the_shared_servers_answer() {
+    let topic = common::unique("shared");
+    common::kafka::create_topic(&common::kafka_address(), &topic, 2);
+    assert_eq!(common::kafka::read_all(&common::kafka_address(), &topic), []);
+    assert_eq!(common::redis::read_all(&common::redis_address(), &topic), []);
+}
