@@ -19,11 +19,11 @@ use super::view::View;
 use super::window::{Full, Load, Window, WindowLimits};
 use crate::error::SendErrorKind;
 use crate::message::{Lane, Outgoing, Position, Route};
-use crate::outbox::{Outbox, Reservation};
+use crate::outbox::{AppendResult, Outbox, Reservation};
 use crate::receipt::Fate;
 use crate::stats::Event;
 use crate::transport::{Failure, Handover, Outcome, Ticket, Transport};
-use crate::wal::{AppendResult, Lsn, Mark};
+use crate::wal::{Lsn, Mark};
 
 /// Fewer watchers than this are not worth a sweep.
 const SWEEP_WATCHERS: usize = 1_024;

@@ -146,7 +146,7 @@ impl Drain {
     pub fn remember(&mut self) {
         let rows = self.dispatcher.outbox().ledger().lanes(self.options.most_lanes);
         let rows = rows.unwrap_or_default();
-        self.earlier = rows.into_iter().map(|(route, lane, row)| ((route, lane), row.attempts)).collect();
+        self.earlier = rows.into_iter().map(|(key, row)| ((key.route, key.lane), row.attempts)).collect();
     }
 
     /// Why the log cannot be read, if it cannot.

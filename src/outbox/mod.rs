@@ -6,7 +6,9 @@
 //! An [`Outbox`] gives each message an LSN, says when the disk has it, knows what is still pending, and takes
 //! settlements. It decides nothing about delivery, and knows no broker.
 
+mod damaged;
 mod directory;
+mod files;
 mod identity;
 pub mod ledger;
 mod lock;
@@ -16,29 +18,32 @@ mod space;
 mod status;
 mod totals;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-pub use directory::{Directory, DirectoryError};
-pub use lock::{HeldBy, Lock, LockError};
+pub use directory::{Directory, DirectoryError, DirectoryOptions, Inspected, Paths};
+pub use identity::OutboxId;
+pub use ledger::{LedgerHealth, LedgerState};
+pub use lock::Holder;
 pub use scan::{Scan, ScanError, Scanned};
 pub use space::{NoRoom, Reservation, Share};
-pub use status::{RouteStatus, Status, StatusFile, TransportStatus};
+pub use status::{
+    Blocked, LedgerStatus, Lifecycle, RouteStatus, Status, StatusError, StatusFile, Tally, TransportStatus,
+};
 
-use identity::Identity;
-use ledger::{Ledger, LedgerHealth, LedgerOptions};
+use ledger::{Ledger, LedgerOptions};
 use settling::Settling;
 use space::Space;
 use totals::Totals;
 
 use crate::clock;
 use crate::message::{MessageId, Outgoing, Route};
-use crate::wal::{
-    AppendResult, Damage, DeadLetter, DiskStorage, EntryRef, Lsn, Mark, Pending, Place, Storage, Wal, WalError,
-    WalOptions,
-};
+use crate::wal::{self, Damage, DeadLetter, DiskStorage, EntryRef, Lsn, Mark, Pending, Place, Storage, Wal, WalError};
+
+/// What became of an append.
+pub type AppendResult = Result<Lsn, Arc<WalError>>;
 
 /// What an outbox is opened with.
 #[derive(Clone)]
@@ -80,9 +85,6 @@ pub enum OutboxError {
     /// The directory is not fit to hold an outbox.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
-    /// Another process has it.
-    #[error(transparent)]
-    Lock(#[from] LockError),
     /// The log cannot be opened.
     #[error("outbox {}: {source}", directory.display())]
     Log {
@@ -105,7 +107,7 @@ pub struct Found {
 }
 
 /// Counts and reasons, for stats and `status`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Snapshot {
     /// Pending messages by route.
     pub pending: Vec<(Route, Pending)>,
@@ -124,7 +126,6 @@ pub struct Snapshot {
 /// Messages that are not lost.
 pub struct Outbox {
     directory: Directory,
-    identity: Identity,
     incarnation: u64,
     numbers: AtomicU64,
     wal: Wal,
@@ -136,8 +137,8 @@ pub struct Outbox {
     set_aside: AtomicU64,
     found: Found,
     changed: Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>,
-    // Last, so that everything else is gone when the next process gets in.
-    _lock: Lock,
+    max_ranges: usize,
+    record_bytes: u64,
 }
 
 impl Outbox {
@@ -147,34 +148,31 @@ impl Outbox {
     /// The directory is unfit, held by another process, or its log cannot be read. Damage is no reason: it is set
     /// aside, and reported in [`found`](Self::found).
     pub fn open(options: &OutboxOptions) -> Result<Self, OutboxError> {
-        let directory = Directory::open(&options.directory)?;
-        let lock = Lock::acquire(&directory, options.lock_wait)?;
-        let identity = Identity::load_or_create(&directory)?;
+        let directory_options = DirectoryOptions { lock_wait: options.lock_wait, id_from_log: Some(&wal::outbox_of) };
+        let directory = Directory::open(&options.directory, &directory_options)?;
         let incarnation = clock::random_u64();
         let changed: Arc<OnceLock<Box<dyn Fn() + Send + Sync>>> = Arc::new(OnceLock::new());
-        let log = |path: PathBuf, segment_bytes: u32, max_segments: u32| {
+        let max_bytes = options.max_bytes.unwrap_or_else(|| default_max_bytes(directory.paths()));
+        let log_options = |segment_bytes: u32| {
             let changed = Arc::clone(&changed);
-            let wal_options = WalOptions {
-                segment_bytes,
-                max_segments,
-                outbox: identity.outbox,
-                incarnation,
-                on_change: Arc::new(move || {
-                    if let Some(changed) = changed.get() {
-                        changed();
-                    }
-                }),
-                ..WalOptions::default()
-            };
-            Wal::open(Arc::clone(&options.storage), &path, wal_options)
+            let on_change = Arc::new(move || {
+                if let Some(changed) = changed.get() {
+                    changed();
+                }
+            });
+            let segments = u32::try_from(max_bytes / u64::from(segment_bytes)).unwrap_or(u32::MAX).max(4);
+            let options = wal::Options::new(*directory.id(), incarnation).with_segment_bytes(segment_bytes);
+            wal::Options { max_segments: segments, on_change, ..options }
+        };
+        let open = |path: PathBuf, log_options: wal::Options| {
+            Wal::open(Arc::clone(&options.storage), &path, log_options)
                 .map_err(|source| OutboxError::Log { directory: options.directory.clone(), source })
         };
-        let max_bytes = options.max_bytes.unwrap_or_else(|| directory.default_max_bytes());
-        let segments = |bytes: u32| u32::try_from(max_bytes / u64::from(bytes)).unwrap_or(u32::MAX).max(4);
-        let (wal, recovered) = log(directory.wal(), options.segment_bytes, segments(options.segment_bytes))?;
-        let dead_segment = dead_segment_bytes(options);
-        let (dead, recovered_dead) = log(directory.dead(), dead_segment, segments(dead_segment))?;
-        let ledger = Ledger::open(&directory.ledger(), options.ledger.clone());
+        let wal_options = log_options(options.segment_bytes);
+        let (max_ranges, record_bytes) = (wal_options.max_ranges, u64::from(wal_options.record_bytes));
+        let (wal, recovered) = open(directory.paths().wal(), wal_options)?;
+        let (dead, recovered_dead) = open(directory.paths().dead(), log_options(dead_segment_bytes(options)))?;
+        let ledger = Ledger::open(&directory.paths().ledger(), options.ledger.clone());
         let mut damage = recovered.damage;
         damage.extend(recovered_dead.damage);
         let found = Found {
@@ -195,14 +193,14 @@ impl Outbox {
             numbers: AtomicU64::new(1),
             set_aside: AtomicU64::new(0),
             directory,
-            identity,
             incarnation,
             wal,
             dead,
             ledger,
             found,
             changed,
-            _lock: lock,
+            max_ranges,
+            record_bytes,
         })
     }
 
@@ -219,7 +217,7 @@ impl Outbox {
 
     /// The outbox's id, for its whole life.
     pub fn id(&self) -> [u8; 16] {
-        self.identity.outbox
+        *self.directory.id()
     }
 
     /// Drawn at this open.
@@ -250,7 +248,15 @@ impl Outbox {
     /// Stores a message: its place in the order is fixed when this returns; `done` is called on the log's thread once
     /// the disk has it, or never will.
     pub fn append(&self, message: &Outgoing, done: impl FnOnce(AppendResult) + Send + 'static) -> Lsn {
-        let lsn = self.wal.append(EntryRef::Message(message), done);
+        let caller = std::thread::current().id();
+        let lsn = self.wal.append(EntryRef::Message(message), move |result: AppendResult| {
+            if std::thread::current().id() == caller {
+                // The log is closed and answers within the call; `done` may need a lock that the caller holds.
+                std::thread::spawn(move || done(result));
+            } else {
+                done(result);
+            }
+        });
         self.lock_totals().stored(&message.route, lsn, message.message.size() as u64, clock::unix_millis());
         lsn
     }
@@ -295,7 +301,18 @@ impl Outbox {
 
     /// Whether the log's memory of what is settled is as scattered as it may get.
     pub fn too_scattered(&self) -> bool {
-        self.lock_settling().set().ranges() >= self.wal.max_ranges()
+        self.lock_settling().set().len() >= self.max_ranges
+    }
+
+    /// Whether a message would fit into a segment, with all that goes with it.
+    pub fn fits(&self, message: &Outgoing) -> bool {
+        Wal::footprint(EntryRef::Message(message)) <= self.record_bytes
+    }
+
+    /// What the ledger knows of the place of an LSN.
+    pub fn hint(&self, lsn: Lsn) -> Option<Place> {
+        let (_, row) = self.ledger.seek(lsn)?;
+        Some(Place { segment: row.segment, offset: row.offset, index: 0 })
     }
 
     /// Tells the log what was settled since the last time.
@@ -317,27 +334,26 @@ impl Outbox {
     /// # Errors
     /// The log cannot be read there.
     pub fn read(&self, lsn: Lsn, place: Option<Place>) -> Result<Option<Outgoing>, ScanError> {
-        let hint = place.or_else(|| {
-            let (_, row) = self.ledger.seek(lsn)?;
-            Some(Place { segment: row.segment, offset: row.offset, index: 0 })
-        });
-        scan::read_one(&self.wal.reader(), lsn, hint)
+        scan::read_one(&self.wal.reader(), lsn, place.or_else(|| self.hint(lsn)))
     }
 
     /// Sets aside LSNs that cannot be read: their bytes, as far as there are any, go to `damaged/`; they are settled,
     /// counted and reported, and everything else goes on.
     pub fn set_aside(&self, damage: &Damage) {
         tracing::error!(
-            first = damage.first, last = damage.last, segment = damage.segment, offset = damage.offset,
+            first_lsn = damage.first_lsn, last_lsn = damage.last_lsn, segment = damage.segment, offset = damage.offset,
             reason = %damage.reason, "damage in the outbox: these LSNs are set aside"
         );
-        if let Err(error) = self.directory.keep_damaged(damage, &self.wal.damaged_bytes(damage)) {
+        if let Err(error) = damaged::keep(self.directory.paths(), damage) {
             tracing::error!(%error, "what was damaged could not be copied to damaged/");
         }
+        if damage.last_lsn < damage.first_lsn {
+            return;
+        }
         let mut settling = self.lock_settling();
-        let count = (damage.first..=damage.last).filter(|lsn| !settling.set().contains(*lsn)).count();
+        let count = (damage.first_lsn..=damage.last_lsn).filter(|lsn| !settling.set().contains(*lsn)).count();
         self.set_aside.fetch_add(count as u64, Ordering::Relaxed);
-        let settled = settling.give_up(damage.first, damage.last);
+        let settled = settling.give_up(damage.first_lsn, damage.last_lsn);
         self.wal.settle(settled);
     }
 
@@ -360,10 +376,10 @@ impl Outbox {
         if self.first_pending() > self.wal.durable() && self.wal.queued_bytes() == 0 {
             totals.clear();
         }
-        let dead = self.dead.state();
+        let dead = self.dead.state().routes;
         Snapshot {
             pending: totals.snapshot(),
-            dead: (dead.pending_count(), dead.pending_bytes()),
+            dead: dead.iter().fold((0, 0), |sum, (_, dead)| (sum.0 + dead.count, sum.1 + dead.bytes)),
             set_aside: self.set_aside.load(Ordering::Relaxed),
             storage: self.wal.health(),
             ledger: self.ledger.health(),
@@ -403,7 +419,8 @@ fn dead_segment_bytes(options: &OutboxOptions) -> u32 {
     least.max(8 << 20).min(options.segment_bytes)
 }
 
-/// Reads an outbox beside its owner, or without one: the log, never the ledger.
-pub fn open_for_reading(directory: &Path) -> Result<Directory, DirectoryError> {
-    Directory::existing(directory)
+/// 16 GiB or 80 % of the free space, the smaller.
+fn default_max_bytes(paths: &Paths) -> u64 {
+    let free = rustix::fs::statvfs(paths.root()).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
+    (free / 10 * 8).min(crate::config::MAX_BYTES)
 }

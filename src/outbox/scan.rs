@@ -27,7 +27,6 @@ pub enum Scanned {
 }
 
 /// A place in the log from which messages are read one frame after the other.
-#[derive(Debug)]
 pub struct Scan {
     reader: Reader,
     from: Lsn,
@@ -58,7 +57,7 @@ impl Scan {
                 Scanned::Frame { place, bytes, time, records }
             }
             Step::Damaged(mut damage) => {
-                damage.first = damage.first.max(self.from);
+                damage.first_lsn = damage.first_lsn.max(self.from);
                 Scanned::Damaged(damage)
             }
             Step::End => Scanned::End,
@@ -81,7 +80,7 @@ pub(super) fn read_one(reader: &Reader, lsn: Lsn, hint: Option<Place>) -> Result
                     None => {}
                 }
             }
-            Step::Damaged(damage) if damage.last >= lsn => return Ok(None),
+            Step::Damaged(damage) if damage.last_lsn >= lsn => return Ok(None),
             Step::Damaged(_) => {}
             Step::End => return Ok(None),
         }

@@ -66,13 +66,21 @@ impl Space {
         }
         let limit = match share {
             Share::FirstAttempt => usable,
-            Share::Stored if wal.can_grow() => usable,
             Share::Stored => usable.saturating_sub(self.share),
         };
         if wanted <= limit {
             return Ok(reservation);
         }
-        Err(wal.storage_fault().map_or(NoRoom::Full, NoRoom::Broken))
+        // The slow way: only when there is no room yet.
+        let space = wal.space();
+        let can_grow = space.last_error.is_none() && space.segments + space.prepared < space.max_segments as usize;
+        if share == Share::Stored && can_grow && wanted <= usable {
+            return Ok(reservation);
+        }
+        match wal.health() {
+            Some(reason) => Err(NoRoom::Broken(reason)),
+            None => Err(NoRoom::Full),
+        }
     }
 
     /// Bytes reserved now.

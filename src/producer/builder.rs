@@ -276,7 +276,7 @@ impl Builder {
                 transport::Scheme::Kafka => Order::Key,
                 transport::Scheme::Redis | transport::Scheme::Rediss => Order::Route,
             };
-            let made = transport::connect(&url, &name).map_err(|error| wrong(error.to_string()))?;
+            let made = transport::connect(&url).map_err(|error| wrong(error.to_string()))?;
             transports.push((name, order, made));
         }
         transports

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 pub use crate::failure::{Class, Failure, Scope};
 use crate::message::{Message, Outgoing, Position, Route};
+pub use url::{BrokerUrl, Scheme, UrlError};
 
 /// Carries messages to a broker.
 ///
@@ -218,3 +219,34 @@ impl fmt::Debug for Monitor {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct StartError(pub String);
+
+/// Makes the transport that a URL describes, without touching the network.
+///
+/// # Errors
+/// Its options are wrong, or this build lacks the broker.
+pub(crate) fn connect(url: &BrokerUrl) -> Result<Arc<dyn Transport>, StartError> {
+    match url.scheme() {
+        Scheme::Kafka => connect_kafka(url),
+        Scheme::Redis | Scheme::Rediss => connect_redis(url),
+    }
+}
+
+#[cfg(feature = "kafka")]
+fn connect_kafka(url: &BrokerUrl) -> Result<Arc<dyn Transport>, StartError> {
+    Ok(Arc::new(kafka::KafkaTransport::new(kafka::KafkaConfig::from_url(url)?)?))
+}
+
+#[cfg(not(feature = "kafka"))]
+fn connect_kafka(_: &BrokerUrl) -> Result<Arc<dyn Transport>, StartError> {
+    Err(StartError("broker URL: scheme: this program was built without Kafka (feature `kafka`)".into()))
+}
+
+#[cfg(feature = "redis")]
+fn connect_redis(url: &BrokerUrl) -> Result<Arc<dyn Transport>, StartError> {
+    Ok(Arc::new(redis::RedisTransport::new(redis::RedisConfig::from_url(url)?)?))
+}
+
+#[cfg(not(feature = "redis"))]
+fn connect_redis(_: &BrokerUrl) -> Result<Arc<dyn Transport>, StartError> {
+    Err(StartError("broker URL: scheme: this program was built without Redis (feature `redis`)".into()))
+}

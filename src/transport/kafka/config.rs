@@ -14,7 +14,7 @@ use rdkafka::producer::{BaseProducer, DefaultProducerContext};
 use serde::Deserialize;
 
 use super::partitioner::Partitioner;
-use crate::transport::StartError;
+use crate::transport::{BrokerUrl, StartError};
 
 /// The most messages one partition may own: a leaderless one must not fill the queue of all.
 pub(super) const PARTITION_MESSAGES: usize = 2_000;
@@ -56,6 +56,27 @@ impl KafkaConfig {
     /// A configuration without options.
     pub fn new<B: Into<String>>(brokers: impl IntoIterator<Item = B>) -> Self {
         Self { brokers: brokers.into_iter().map(Into::into).collect(), options: BTreeMap::new() }
+    }
+
+    /// Takes a URL's parts; a user and a password become `sasl.username` and `sasl.password`.
+    ///
+    /// # Errors
+    /// An option is given twice.
+    pub fn from_url(url: &BrokerUrl) -> Result<Self, StartError> {
+        let host = |(host, port): &(String, u16)| match host.contains(':') {
+            true => format!("[{host}]:{port}"),
+            false => format!("{host}:{port}"),
+        };
+        let mut config = Self::new(url.hosts.iter().map(host));
+        let credentials = [("sasl.username", &url.user), ("sasl.password", &url.password)];
+        let credentials = credentials.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
+        let options = url.options.iter().map(|(name, value)| (name.as_str(), value));
+        for (name, value) in credentials.chain(options) {
+            if config.options.insert(name.to_owned(), value.clone()).is_some() {
+                return Err(StartError(format!("broker URL: option: `{name}` is given twice")));
+            }
+        }
+        Ok(config)
     }
 
     /// Sets one of librdkafka's properties.

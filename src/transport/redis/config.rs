@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
 use serde::Deserialize;
-use url::Url;
 
 use crate::message::ID_HEADER;
 use crate::transport::StartError;
+use crate::transport::url::{BrokerUrl, Scheme};
 
 /// Redis listens here unless it was told otherwise.
 const DEFAULT_PORT: u16 = 6379;
@@ -156,43 +156,30 @@ impl Default for RedisConfig {
 }
 
 impl RedisConfig {
-    /// Reads `redis://[user:password@]host[:port][/database][?option=value&…]`; `rediss://` for TLS.
+    /// Takes a URL's parts: `redis://[user:password@]host[:port][/database][?option=value&…]`; `rediss://` for TLS.
     ///
     /// Options: `stream`, `maxlen`, `minid`, `ca-file`, `certificate-file`, `private-key-file`,
     /// `connect-timeout`, `response-timeout` (as `5s`), `payload-field`, `key-field`, `id-field`, `header-prefix`.
     ///
     /// # Errors
     /// Names the part that is wrong and the right form; never shows the password.
-    pub fn from_url(url: &str) -> Result<Self, StartError> {
-        let form = "the form is redis://[user:password@]host[:port][/database][?stream=NAME]";
-        let url =
-            Url::parse(url).map_err(|error| StartError(format!("the Redis URL cannot be read ({error}); {form}")))?;
-        let mut config = Self::default();
-        config.tls = match url.scheme() {
-            "redis" => false,
-            "rediss" => true,
-            other => return Err(StartError(format!("{other:?} is no scheme of Redis; {form}, or rediss:// for TLS"))),
+    pub fn from_url(url: &BrokerUrl) -> Result<Self, StartError> {
+        let Some((host, port)) = url.hosts.first() else { return Err(StartError("the URL names no host".into())) };
+        let mut config = Self {
+            host: host.clone(),
+            port: *port,
+            user: url.user.clone(),
+            password: url.password.clone().map(Secret),
+            tls: url.scheme == Scheme::Rediss,
+            stream: url.destination.clone(),
+            ..Self::default()
         };
-        let host = url.host_str().filter(|host| !host.is_empty());
-        let host = host.ok_or_else(|| StartError(format!("the Redis URL names no host; {form}")))?;
-        config.host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
-        config.port = url.port().unwrap_or(DEFAULT_PORT);
-        if config.port == 0 {
-            return Err(StartError(format!("port 0 of the Redis URL is none; {form}")));
+        if let Some(database) = url.database {
+            config.database = u32::try_from(database)
+                .map_err(|_| StartError(format!("{database} is no database number: it is too large")))?;
         }
-        let database = url.path().trim_matches('/');
-        if !database.is_empty() {
-            let number = database.parse();
-            config.database = number.map_err(|_| StartError(format!("{database:?} is no database number; {form}")))?;
-        }
-        if !url.username().is_empty() {
-            config.user = Some(decode("user", url.username())?);
-        }
-        if let Some(password) = url.password() {
-            config.password = Some(Secret(decode("password", password)?));
-        }
-        for (name, value) in url.query_pairs() {
-            config.set_option(&name, &value)?;
+        for (name, value) in &url.options {
+            config.set_option(name, value)?;
         }
         Ok(config)
     }
@@ -201,8 +188,6 @@ impl RedisConfig {
         let wrong = |right: &str| StartError(format!("{name}={value:?} in the Redis URL: it wants {right}"));
         let duration = || humantime_duration(value).ok_or_else(|| wrong("a duration in s or ms, such as 5s"));
         match name {
-            "stream" if value.is_empty() => return Err(wrong("a name")),
-            "stream" => self.stream = Some(value.to_owned()),
             "maxlen" => self.trim = Some(Trim::MaxLen(value.parse().map_err(|_| wrong("a number of entries"))?)),
             "minid" => self.trim = Some(Trim::MinId(value.to_owned())),
             "ca-file" => self.ca_file = Some(value.into()),
@@ -270,11 +255,6 @@ impl RedisConfig {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
         format!("{host}:{}", self.port)
     }
-}
-
-fn decode(what: &str, text: &str) -> Result<String, StartError> {
-    let decoded = percent_decode_str(text).decode_utf8();
-    decoded.map(Into::into).map_err(|_| StartError(format!("the {what} in the Redis URL is not UTF-8")))
 }
 
 /// Whole seconds or milliseconds; the configuration file knows more units.
