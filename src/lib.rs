@@ -13,5 +13,12 @@ mod stats;
 pub mod transport;
 mod wal;
 
+#[doc(hidden)]
+pub mod internals {
+    pub mod wal {
+        pub use crate::wal::*;
+    }
+}
+
 pub use error::{SendError, SendErrorKind};
-pub use message::{Body, Header, Lane, Message, MessageId, Outgoing, ParseMessageIdError, Position, Route, ID_HEADER};
+pub use message::{Body, Header, ID_HEADER, Lane, Message, MessageId, Outgoing, ParseMessageIdError, Position, Route};

@@ -125,7 +125,8 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         if let Some(recipient) = self.0.take() {
-            let failure = Failure::new(Class::Transient, Scope::Lane, "lost by the transport, which never reported on it");
+            let failure =
+                Failure::new(Class::Transient, Scope::Lane, "lost by the transport, which never reported on it");
             recipient.report(Outcome::Failed { failure: Arc::new(failure), possibly_delivered: true });
         }
     }
