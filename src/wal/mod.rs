@@ -14,6 +14,8 @@ mod active;
 mod codec;
 mod committer;
 mod control;
+#[cfg(test)]
+mod crash_tests;
 mod error;
 mod frame;
 mod log;
@@ -38,6 +40,8 @@ pub use error::{DecodeError, ReadError, WalError};
 pub use frame::wrap;
 pub use frame::{FrameKind, FrameView, Identity, decode_frame};
 pub use log::{SpaceInfo, Stepper, Summary, Turn, Wal};
+#[cfg(any(test, feature = "testing"))]
+pub use model::{Fault, ModelStorage, Operation};
 pub use ranges::RangeSet;
 pub use reader::{Cursor, Reader, Step};
 pub use recovery::Recovered;

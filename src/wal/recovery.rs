@@ -84,11 +84,14 @@ pub(super) fn recover(
         }
     }
     for at in 0..chain.len() {
-        if at > 0 || !walk.starts.contains_key(&chain[at].file.number) {
-            walk.bad_beginning(chain[at].file.number);
-        }
         let later = chain.get(at + 1).and_then(|next| next.first);
+        walk.synced_end = 0;
         let info = walk.segment(&chain[at], later.as_ref())?;
+        let whole = at == 0 && walk.starts.contains_key(&info.number);
+        // Without a frame that was written after a sync, the opening itself may be what was torn.
+        if !whole && walk.synced_end > 0 {
+            walk.bad_beginning(info.number);
+        }
         segments.insert(info.number, info);
     }
     let last_acked = walk.state.next_lsn - 1;
@@ -146,6 +149,8 @@ struct Walk<'a> {
     incarnation: Option<u64>,
     /// The last frame is a seal.
     clean: bool,
+    /// The most that a frame of the segment at hand knew to be synced.
+    synced_end: u32,
     /// A segment was begun behind the last good one.
     begun: bool,
 }
@@ -162,6 +167,7 @@ impl<'a> Walk<'a> {
             torn_bytes: 0,
             incarnation: None,
             clean: true,
+            synced_end: 0,
             begun: false,
         }
     }
@@ -252,14 +258,10 @@ impl<'a> Walk<'a> {
     }
 
     fn lost_checkpoint(&mut self, base: &Loaded) {
-        let first = base.first.map_or(1, |first| first.first_lsn);
-        let known = base.header.map_or(0, |header| header.last_acked);
-        if first > 1 || known > 0 {
-            let reason = "no checkpoint is left: what was settled before is not known".to_owned();
-            let (segment, last_lsn) = (base.file.number, first - 1);
-            self.damage.push(Damage { segment, offset: 0, length: 0, first_lsn: 1, last_lsn, reason });
-            self.state.next_lsn = first;
-        }
+        let Some(first) = base.first else { return };
+        let known = base.header.map_or(first.durable_lsn, |header| header.last_acked);
+        let reason = "no checkpoint is left: what was settled before is not known";
+        self.gap(base.file.number, 0, known, first.first_lsn, reason);
     }
 
     /// Walks the groups of a segment and applies them. `later` is the first good frame of the next one.
@@ -319,6 +321,7 @@ impl<'a> Walk<'a> {
             return Ok(());
         }
         self.gap(segment, header.offset, header.durable_lsn, header.first_lsn, "records before this frame are missing");
+        self.synced_end = self.synced_end.max(header.synced_end);
         self.clean = header.kind == FrameKind::Seal;
         if let Err(error) = self.state.apply(&frame.view()) {
             // The checksum holds, so it was written like this, by a later release.
