@@ -18,6 +18,12 @@ pub mod testing;
 pub mod transport;
 mod wal;
 
+#[doc(hidden)]
+pub mod internals {
+    //! For the project's own tests, benchmarks and fuzz targets; no part of the public interface.
+    pub use crate::wal;
+}
+
 pub use config::{Config, ConfigError, Mode, OnPoison, Order, RouteConfig, TransportConfig};
 pub use error::{SendError, SendErrorKind};
 pub use message::{Body, Header, ID_HEADER, Lane, Message, MessageId, Outgoing, ParseMessageIdError, Position, Route};

@@ -1,0 +1,501 @@
+//! One thread gathers what is there, writes it as one frame, syncs, and tells the callers; meanwhile the next group
+//! gathers.
+//!
+//! What becomes of a group when the disk fails: the segment is given up, never synced again, and the *whole* group is
+//! written into a new one. If that fails too, its callers get the error and its LSNs are burnt. Settlements that were
+//! not synced go back to the queue, and are logged again, whole; applying one twice changes nothing.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::active::{self, Active, Origin, Written};
+use super::error::WalError;
+use super::frame::{FRAME_HEADER, FrameKind, FrameView};
+use super::log::Turn;
+use super::queue::{self, Barrier, Group};
+use super::shared::{Shared, TailFrame};
+use super::state::SegmentInfo;
+use super::{BLOCK, Lsn, Settled, round_up};
+
+/// After settlements could not be written, how long until they are tried again without company.
+const RETRY: Duration = Duration::from_secs(1);
+/// Settlement bytes in a frame, at most, of the room it has.
+const CONTROL_SHARE: u64 = 4;
+
+/// See the module.
+pub(super) struct Committer {
+    shared: Arc<Shared>,
+    active: Option<Active>,
+    next_number: u64,
+    last_write: Option<Instant>,
+    /// The oldest settlement frame that was written and not synced.
+    unsynced_since: Option<Instant>,
+    /// Nothing but a seal follows the last frame, or nothing was written yet.
+    sealed: bool,
+    retry_controls: Option<Instant>,
+    /// Settlements up to this one were taken out of the queue.
+    settlements: u64,
+    barriers: Vec<Barrier>,
+}
+
+/// What a turn found in the queue.
+struct Intake {
+    group: Option<Group>,
+    controls: Vec<Settled>,
+    closing: bool,
+    abandoned: bool,
+}
+
+impl Committer {
+    pub fn new(shared: Arc<Shared>, next_number: u64) -> Self {
+        Self {
+            shared,
+            active: None,
+            next_number,
+            last_write: None,
+            unsynced_since: None,
+            sealed: true,
+            retry_controls: None,
+            settlements: 0,
+            barriers: Vec::new(),
+        }
+    }
+
+    /// Does what is due: at most one frame, and one seal.
+    pub fn tick(&mut self, now: Instant) -> Turn {
+        let intake = self.take(now);
+        if intake.abandoned {
+            self.abandon(intake.group);
+            return Turn::Done;
+        }
+        let worked = intake.group.is_some() || !intake.controls.is_empty();
+        if worked {
+            self.commit(intake.group, intake.controls, now);
+        }
+        self.settle_barriers(now, intake.closing);
+        if intake.closing && self.is_drained() {
+            self.finish(now);
+            return Turn::Done;
+        }
+        if worked {
+            return Turn::Again;
+        }
+        self.idle(now)
+    }
+
+    fn take(&mut self, now: Instant) -> Intake {
+        let shared = Arc::clone(&self.shared);
+        let mut queue = shared.queue();
+        queue.wake = false;
+        let rejected = std::mem::take(&mut queue.rejected);
+        self.barriers.append(&mut queue.barriers);
+        let group = queue.groups.pop_front();
+        let pressed = group.is_some() || queue.closing || !self.barriers.is_empty();
+        let due = queue.controls_since.is_some_and(|since| since + shared.options.control_after <= now);
+        let held = group.is_none() && !queue.closing && self.retry_controls.is_some_and(|retry| retry > now);
+        let controls = if (pressed || due) && !held { self.take_controls(&mut queue, now) } else { Vec::new() };
+        let (closing, abandoned) = (queue.closing, queue.abandoned);
+        drop(queue);
+        for (done, error) in rejected {
+            queue::call(done, Err(Arc::new(error)));
+        }
+        Intake { group, controls, closing, abandoned }
+    }
+
+    /// Takes settlements for one frame, leaving those that would make more ranges than there may be.
+    fn take_controls(&mut self, queue: &mut queue::Queue, now: Instant) -> Vec<Settled> {
+        let options = &self.shared.options;
+        let share = u64::from(options.frame_bytes) / CONTROL_SHARE;
+        let view = self.shared.view();
+        let (mut taken, mut left) = (Vec::new(), std::collections::VecDeque::new());
+        let (mut bytes, mut planned, mut cut) = (0, 0, false);
+        while let Some(settled) = queue.controls.pop_front() {
+            let bound = queue::control_bound(&settled);
+            if bytes + bound > share && !taken.is_empty() {
+                queue.controls.push_front(settled);
+                cut = true;
+                break;
+            }
+            if queue::fits_ranges(&settled, &view.state.settled, planned, options.max_ranges) {
+                bytes += bound;
+                planned += settled.ranges.len();
+                taken.push(settled);
+            } else {
+                left.push_back(settled);
+            }
+        }
+        // Those that are left wait for others to fill a gap, and are looked at again when some were written.
+        let waiting = !left.is_empty() && !taken.is_empty();
+        left.append(&mut queue.controls);
+        queue.controls = left;
+        if !cut {
+            self.settlements = queue.submitted;
+            queue.controls_since = waiting.then_some(now);
+        }
+        taken
+    }
+
+    fn commit(&mut self, mut group: Option<Group>, controls: Vec<Settled>, now: Instant) {
+        let least = group.as_ref().map_or(FRAME_HEADER as u64 + u64::from(BLOCK), Group::least);
+        let room = self.active.as_ref().map_or(0, Active::room);
+        let fits = round_up(least) <= room;
+        let room = if fits { room } else { self.fresh_room() };
+        if let Some(rest) = group.as_mut().and_then(|group| group.split(room)) {
+            self.shared.queue().groups.push_front(rest);
+        }
+        let mut group = group.unwrap_or_else(|| Group::new(self.next_lsn()));
+        let mut put_back = Vec::new();
+        for settled in controls {
+            if put_back.is_empty() && group.length() + queue::control_bound(&settled) <= room {
+                group.add_control(settled);
+            } else {
+                put_back.push(settled);
+            }
+        }
+        self.put_back(put_back, now);
+        if group.has_messages() || !group.controls.is_empty() {
+            if fits { self.write(group, now) } else { self.rotate(group, now) }
+        }
+    }
+
+    /// What a frame may take in a segment that is opened now.
+    fn fresh_room(&self) -> u64 {
+        let options = &self.shared.options;
+        let view = self.shared.view();
+        let overhead = view.state.overhead(view.segments.len() + 1, options.frame_bytes);
+        u64::from(options.segment_bytes).saturating_sub(overhead + u64::from(BLOCK))
+    }
+
+    fn next_lsn(&self) -> Lsn {
+        self.shared.view().state.next_lsn
+    }
+
+    fn write(&mut self, group: Group, now: Instant) {
+        let durable = self.shared.durable();
+        let urgent = group.has_messages() || self.unsynced_since.is_some_and(|since| self.is_overdue(since, now));
+        let Some(active) = &mut self.active else { return self.rotate(group, now) };
+        if let Err((error, group)) = active.write(group, FrameKind::Group, durable) {
+            let groups = self.give_up(&error);
+            return self.log_again(groups, Some(group), now);
+        }
+        self.last_write = Some(now);
+        self.sealed = false;
+        self.unsynced_since.get_or_insert(now);
+        if urgent {
+            self.sync(now);
+        }
+    }
+
+    fn is_overdue(&self, since: Instant, now: Instant) -> bool {
+        since + self.shared.options.control_sync <= now
+    }
+
+    /// Makes durable what was written; if that fails, logs it again in a new segment.
+    fn sync(&mut self, now: Instant) {
+        let Some(active) = &mut self.active else { return };
+        match active.sync() {
+            Ok(written) => self.acknowledge(written),
+            Err(error) => {
+                let groups = self.give_up(&error);
+                self.log_again(groups, None, now);
+            }
+        }
+    }
+
+    /// Gives the segment up for good: after a failed write or sync nobody knows what is on the disk, and a second sync
+    /// may say yes to bytes the kernel has dropped. Returns what was written in it in vain.
+    fn give_up(&mut self, error: &WalError) -> Vec<Group> {
+        self.unsynced_since = None;
+        self.sealed = true;
+        let Some(mut active) = self.active.take() else { return Vec::new() };
+        tracing::warn!(%error, segment = active.number, "a segment failed; going on in a new one");
+        if let Some(segment) = self.shared.view().segments.get_mut(&active.number) {
+            segment.failed = true;
+        }
+        active.give_back()
+    }
+
+    /// After a segment failed: its unacknowledged group goes whole into a new one, unsynced settlements to the queue.
+    fn log_again(&mut self, written: Vec<Group>, unwritten: Option<Group>, now: Instant) {
+        let mut controls = Vec::new();
+        let mut again = None;
+        for mut group in written.into_iter().chain(unwritten) {
+            if group.has_messages() {
+                // One group is in flight at a time.
+                again = Some(group);
+            } else {
+                controls.append(&mut group.take_controls());
+            }
+        }
+        self.put_back(controls, now);
+        if let Some(group) = again {
+            self.open(group, 1, now);
+        }
+    }
+
+    /// Moves on to a new segment, once the current one is completely synced.
+    fn rotate(&mut self, group: Group, now: Instant) {
+        if let Some(active) = &mut self.active {
+            match active.sync() {
+                Ok(written) => self.acknowledge(written),
+                Err(error) => {
+                    let mut groups = self.give_up(&error);
+                    let controls = groups.iter_mut().flat_map(Group::take_controls).collect();
+                    self.put_back(controls, now);
+                }
+            }
+        }
+        self.open(group, 2, now);
+    }
+
+    /// Opens a segment that begins with this group; so many attempts, each with a segment of its own.
+    fn open(&mut self, mut group: Group, attempts: u32, now: Instant) {
+        let shared = Arc::clone(&self.shared);
+        for attempt in 1..=attempts {
+            let (checkpoint, previous, first_lsn) = {
+                let view = shared.view();
+                let segments: Vec<SegmentInfo> = view.segments.values().copied().collect();
+                let checkpoint = view.state.checkpoint(&segments, shared.options.frame_bytes);
+                (checkpoint, segments.last().copied(), view.state.next_lsn)
+            };
+            let number = self.next_number;
+            self.next_number += 1;
+            let origin = Origin { number, first_lsn, last_acked: shared.durable(), previous: previous.as_ref() };
+            match active::open(&shared, &origin, checkpoint, group) {
+                Ok((active, written)) => {
+                    let start = written.first().map_or(active.offset, |w| w.header.offset);
+                    let last_lsn = first_lsn - 1;
+                    let info = SegmentInfo { number, first_lsn, last_lsn, start, end: start, failed: false };
+                    shared.view().segments.insert(number, info);
+                    self.active = Some(active);
+                    self.last_write = Some(now);
+                    self.sealed = false;
+                    return self.acknowledge(written);
+                }
+                Err((error, failed)) => {
+                    group = failed;
+                    let full = matches!(error, WalError::Full { .. });
+                    if full || attempt == attempts {
+                        self.active = None;
+                        return self.fail(group, error, now);
+                    }
+                    tracing::warn!(%error, segment = number, "a segment could not be opened; trying another");
+                }
+            }
+        }
+    }
+
+    /// Nothing more can be done for a group: its callers get the error, its LSNs are burnt.
+    fn fail(&mut self, mut group: Group, error: WalError, now: Instant) {
+        let controls = group.take_controls();
+        self.put_back(controls, now);
+        self.retry_controls = Some(now + RETRY);
+        let error = Arc::new(error);
+        {
+            let mut view = self.shared.view();
+            if view.broken.is_none() {
+                tracing::error!(%error, "the log cannot be written");
+            }
+            view.broken = Some(error.to_string());
+            view.state.burn_to(group.next_lsn());
+        }
+        self.publish_room();
+        self.shared.changed();
+        group.finish(Err(&error));
+        for barrier in self.barriers.drain(..) {
+            // Whoever waited may have gone.
+            let _ = barrier.told.send(Err(Arc::clone(&error)));
+        }
+    }
+
+    /// What was written is durable: takes it into the state, shows it to readers, tells the callers.
+    fn acknowledge(&mut self, written: Vec<Written>) {
+        let options = &self.shared.options;
+        self.unsynced_since = None;
+        self.retry_controls = None;
+        let mut settled = false;
+        {
+            let mut view = self.shared.view();
+            for frame in &written {
+                let header = frame.header;
+                if let Err(error) = view.state.apply(&FrameView::trusted(header, &frame.bytes)) {
+                    tracing::error!(%error, segment = header.segment, "a frame of our own cannot be read back");
+                }
+                if let Some(segment) = view.segments.get_mut(&header.segment) {
+                    segment.end = header.next_offset();
+                    segment.last_lsn = segment.last_lsn.max(header.next_lsn() - 1);
+                }
+                settled |= !frame.group.controls.is_empty();
+                let (segment, offset, bytes) = (header.segment, header.offset, frame.bytes.clone());
+                view.push_tail(TailFrame { segment, offset, bytes }, options.tail_bytes);
+            }
+            view.broken = None;
+        }
+        let last = written.iter().filter(|frame| frame.header.count > 0).map(|frame| frame.header.next_lsn() - 1).max();
+        if let Some(last) = last {
+            self.shared.durable.fetch_max(last, Ordering::AcqRel);
+        }
+        if settled {
+            self.recycle();
+        }
+        self.publish_room();
+        self.shared.changed();
+        for frame in written {
+            frame.group.finish(Ok(()));
+        }
+    }
+
+    /// Gives segments back in which nothing is pending, by what is durable in the log.
+    ///
+    /// The two newest stay. If the header or the checkpoint of the newest is damaged, recovery reads its predecessor
+    /// and what is left of the newest; every settlement a segment was recycled on lies in one of the two, in a frame
+    /// or in the predecessor's checkpoint, and what a checkpoint that is lost said is said by the frames before it.
+    fn recycle(&self) {
+        let mut gone = Vec::new();
+        {
+            let mut view = self.shared.view();
+            let newest: Vec<u64> = view.segments.keys().rev().take(2).copied().collect();
+            let view = &mut *view;
+            view.segments.retain(|number, segment| {
+                let needed =
+                    newest.contains(number) || !view.state.settled.contains_range(segment.first_lsn, segment.last_lsn);
+                if !needed {
+                    gone.push((*number, segment.failed));
+                }
+                needed
+            });
+        }
+        if !gone.is_empty() {
+            let mut space = self.shared.space();
+            gone.into_iter().for_each(|(number, failed)| space.recycle(number, failed));
+        }
+    }
+
+    fn publish_room(&self) {
+        let options = &self.shared.options;
+        let overhead = {
+            let view = self.shared.view();
+            view.state.overhead(view.segments.len() + 1, options.frame_bytes)
+        };
+        let room = self.active.as_ref().map_or(0, Active::room);
+        self.shared.space().set_room(room, overhead);
+        self.shared.prepare.notify_one();
+    }
+
+    fn put_back(&mut self, controls: Vec<Settled>, now: Instant) {
+        if !controls.is_empty() {
+            self.settlements = 0;
+            self.shared.queue().put_back(controls, now);
+        }
+    }
+
+    /// Seals what nothing follows, so that damage to it can be told from a torn write.
+    /// False if the segment failed: then what was not synced waits to be logged again.
+    fn seal(&mut self, now: Instant) -> bool {
+        let (next_lsn, durable) = (self.next_lsn(), self.shared.durable());
+        let Some(active) = &mut self.active else { return true };
+        if active.has_room_for_seal()
+            && let Err((error, _)) = active.write(active::seal(next_lsn, durable), FrameKind::Seal, durable)
+        {
+            let groups = self.give_up(&error);
+            self.log_again(groups, None, now);
+            return false;
+        }
+        self.sync(now);
+        self.sealed = self.active.is_some();
+        self.sealed
+    }
+
+    /// Nothing was there to write: syncs and seals what is due, and says when the next thing is.
+    fn idle(&mut self, now: Instant) -> Turn {
+        let options = &self.shared.options;
+        let (control_after, control_sync, seal_after) =
+            (options.control_after, options.control_sync, options.seal_after);
+        let controls = {
+            let queue = self.shared.queue();
+            let retry = self.retry_controls;
+            queue.controls_since.map(|since| retry.map_or(since + control_after, |r| r.max(since + control_after)))
+        };
+        if self.unsynced_since.is_some_and(|since| self.is_overdue(since, now)) {
+            self.sync(now);
+            return Turn::Again;
+        }
+        // While settlements wait the log is not idle.
+        let seal = match (self.sealed, self.last_write, controls) {
+            (false, Some(last), None) if self.active.is_some() => Some(last + seal_after),
+            _ => None,
+        };
+        if seal.is_some_and(|due| due <= now) {
+            self.seal(now);
+            return Turn::Again;
+        }
+        let overdue = self.unsynced_since.map(|since| since + control_sync);
+        match [controls, overdue, seal].into_iter().flatten().min() {
+            Some(next) => Turn::Until(next),
+            None => Turn::Idle,
+        }
+    }
+
+    /// Answers those whose submissions have all been dealt with.
+    fn settle_barriers(&mut self, now: Instant, closing: bool) {
+        if closing || !self.is_ready() || !self.sealed && !self.seal(now) {
+            return;
+        }
+        let (next_lsn, settlements) = (self.next_lsn(), self.settlements);
+        let barriers = std::mem::take(&mut self.barriers);
+        for barrier in barriers {
+            if barrier.lsn <= next_lsn && barrier.settlements <= settlements {
+                // Whoever waited may have gone.
+                let _ = barrier.told.send(Ok(()));
+            } else {
+                self.barriers.push(barrier);
+            }
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        let next_lsn = self.next_lsn();
+        self.barriers.iter().any(|barrier| barrier.lsn <= next_lsn && barrier.settlements <= self.settlements)
+    }
+
+    fn is_drained(&self) -> bool {
+        let queue = self.shared.queue();
+        queue.groups.is_empty() && (queue.controls_since.is_none() || self.retry_controls.is_some())
+    }
+
+    /// Closing: seals, and answers everybody.
+    fn finish(&mut self, now: Instant) {
+        if !self.sealed {
+            self.seal(now);
+        }
+        let unwritten = {
+            let mut queue = self.shared.queue();
+            queue.closed = true;
+            !queue.controls.is_empty()
+        };
+        let broken = self.shared.view().broken.is_some() || unwritten && self.retry_controls.is_some();
+        for barrier in self.barriers.drain(..) {
+            let outcome = if broken { Err(Arc::new(WalError::Closed)) } else { Ok(()) };
+            // Whoever waited may have gone.
+            let _ = barrier.told.send(outcome);
+        }
+    }
+
+    /// Dropped without a close: nothing more is written, nobody is left waiting.
+    fn abandon(&mut self, group: Option<Group>) {
+        let groups = {
+            let mut queue = self.shared.queue();
+            queue.closed = true;
+            std::mem::take(&mut queue.groups)
+        };
+        let error = Arc::new(WalError::Closed);
+        for group in group.into_iter().chain(groups) {
+            group.finish(Err(&error));
+        }
+        for barrier in self.barriers.drain(..) {
+            // Whoever waited may have gone.
+            let _ = barrier.told.send(Err(Arc::clone(&error)));
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! Where a segment lies, and whose it is, for whoever looks at a log from outside.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use super::BLOCK;
+use super::segment::{self, Name, SegmentHeader};
+
+/// The file of a segment in use.
+pub fn segment_path(directory: &Path, number: u64) -> PathBuf {
+    segment::path(directory, number)
+}
+
+/// The outbox that the segments in a directory belong to, by the first header that can be read.
+pub fn outbox_of(directory: &Path) -> Option<[u8; 16]> {
+    let entries = std::fs::read_dir(directory).ok()?;
+    let segments = entries.flatten().filter(|entry| {
+        let name = entry.file_name();
+        name.to_str().and_then(Name::parse).is_some()
+    });
+    segments.into_iter().find_map(|entry| {
+        let mut block = Vec::new();
+        File::open(entry.path()).ok()?.take(u64::from(BLOCK)).read_to_end(&mut block).ok()?;
+        SegmentHeader::decode(&block).ok().map(|header| header.outbox)
+    })
+}

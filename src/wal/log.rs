@@ -1,0 +1,362 @@
+//! The log as others see it.
+
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use super::committer::Committer;
+use super::error::WalError;
+use super::frame::FRAME_HEADER;
+use super::queue::{self, Barrier, Queue};
+use super::reader::Reader;
+use super::recovery::{self, Recovered};
+use super::shared::{Shared, View};
+use super::space::{self, Space};
+use super::state::Pending;
+use super::storage::Storage;
+use super::{EntryRef, Lsn, Options, Settled, record, round_up};
+use crate::message::Route;
+
+/// An append-only log of messages, and of what became of them.
+///
+/// Two threads serve it: one writes, one prepares segments. Dropping it without [`close`](Self::close) stops them
+/// where they are, as a crash would; appends that wait get their error.
+pub struct Wal {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// Room in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SpaceInfo {
+    /// Bytes that prepared segments can still take, at worst.
+    pub usable: u64,
+    /// Segments in use, or on their way out of it.
+    pub segments: usize,
+    /// Segments that are ready to be used.
+    pub prepared: usize,
+    /// Segments there may be.
+    pub max_segments: u32,
+    /// Why the last segment could not be prepared.
+    pub last_error: Option<String>,
+}
+
+/// What the log says, in numbers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    /// The LSN behind the last durable one.
+    pub next_lsn: Lsn,
+    /// Everything up to here is settled.
+    pub settled_prefix: Lsn,
+    /// Settled ranges beyond it.
+    pub ranges: usize,
+    /// What is pending, a route.
+    pub routes: Vec<(Route, Pending)>,
+}
+
+/// What a turn of a worker says about the next one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// There may be more to do.
+    Again,
+    /// Nothing to do until then, unless something arrives.
+    Until(Instant),
+    /// Nothing to do until something arrives.
+    Idle,
+    /// Closed.
+    Done,
+}
+
+/// The work of the log's threads, turn by turn, for tests that must be repeatable.
+pub struct Stepper {
+    shared: Arc<Shared>,
+    committer: Committer,
+}
+
+impl Stepper {
+    /// One turn of the committer.
+    pub fn commit(&mut self, now: Instant) -> Turn {
+        self.committer.tick(now)
+    }
+
+    /// One turn of the preparer.
+    pub fn prepare(&mut self, now: Instant) -> Turn {
+        space::tick(&self.shared, now)
+    }
+}
+
+impl Wal {
+    /// Opens the log in a directory, which must exist, and starts its threads.
+    ///
+    /// # Errors
+    /// An option out of bounds; a segment that cannot be read by the system, is of a newer format, or belongs to
+    /// another outbox. Nothing was written. Damage is no error: [`Recovered`] tells of it.
+    pub fn open(storage: Arc<dyn Storage>, directory: &Path, options: Options) -> Result<(Self, Recovered), WalError> {
+        let (wal, recovered, stepper) = Self::open_stepped(storage, directory, options)?;
+        let Stepper { shared, mut committer } = stepper;
+        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            let spawned = std::thread::Builder::new().name(name.into()).spawn(work);
+            spawned.map_err(WalError::io("start a thread for", directory))
+        };
+        let preparer = Arc::clone(&shared);
+        let commit = Box::new(move || run_committer(&shared, &mut committer));
+        let threads =
+            [spawn("outlast-wal", commit)?, spawn("outlast-prepare", Box::new(move || run_preparer(&preparer)))?];
+        wal.threads.lock().unwrap_or_else(PoisonError::into_inner).extend(threads);
+        Ok((wal, recovered))
+    }
+
+    /// Opens the log without threads: whoever holds the [`Stepper`] does their work.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_stepped(
+        storage: Arc<dyn Storage>,
+        directory: &Path,
+        options: Options,
+    ) -> Result<(Self, Recovered, Stepper), WalError> {
+        options.check()?;
+        let found = recovery::recover(&*storage, directory, &options)?;
+        let recovered = found.recovered;
+        let overhead = recovered.state.overhead(found.segments.len() + 1, options.frame_bytes);
+        let space = Space::new(found.segments.len(), &found.free, found.discard, overhead);
+        let view = View {
+            segments: found.segments,
+            state: recovered.state.clone(),
+            tail: std::collections::VecDeque::new(),
+            tail_bytes: 0,
+            broken: None,
+        };
+        let shared = Arc::new(Shared {
+            storage,
+            directory: directory.to_path_buf(),
+            options,
+            queue: Mutex::new(Queue::new(recovered.next_lsn)),
+            work: Condvar::new(),
+            view: Mutex::new(view),
+            space: Mutex::new(space),
+            prepare: Condvar::new(),
+            durable: AtomicU64::new(found.last_acked),
+        });
+        let committer = Committer::new(Arc::clone(&shared), found.next_number);
+        let wal = Self { shared: Arc::clone(&shared), threads: Mutex::new(Vec::new()) };
+        Ok((wal, recovered, Stepper { shared, committer }))
+    }
+
+    /// Encodes a record, fixes its place in the order, and returns its LSN; never waits for the disk.
+    ///
+    /// `done` is called exactly once, on the log's thread: `Ok` after the sync that made the record durable, `Err` when
+    /// it was not accepted (see [`WalError`]). It must be quick and must not block. Only once the log is closed it is
+    /// called within this call. A record beyond [`Options::record_bytes`] takes no LSN: 0 is returned, and `done` gets
+    /// [`WalError::TooLarge`].
+    pub fn append(&self, entry: EntryRef<'_>, done: impl FnOnce(Result<Lsn, Arc<WalError>>) + Send + 'static) -> Lsn {
+        let (bytes, limit) = (Self::footprint(entry), u64::from(self.shared.options.record_bytes));
+        let mut queue = self.shared.queue();
+        if queue.closed || queue.closing {
+            drop(queue);
+            done(Err(Arc::new(WalError::Closed)));
+            return 0;
+        }
+        let done = Box::new(done);
+        let pushed = if bytes > limit {
+            Err((done as queue::Done, WalError::TooLarge { bytes, limit }))
+        } else {
+            queue.push(entry, self.shared.options.frame_bytes, done)
+        };
+        let lsn = pushed.unwrap_or_else(|rejected| {
+            queue.rejected.push(rejected);
+            0
+        });
+        self.wake(queue);
+        lsn
+    }
+
+    /// What a record takes on the disk at worst: a frame of its own, in whole blocks. Cheap; reservations are made in it.
+    pub fn footprint(entry: EntryRef<'_>) -> u64 {
+        round_up(FRAME_HEADER as u64 + record::encoded_bound(entry))
+    }
+
+    /// Records that messages are settled. It rides in the next frame, or in one of its own soon; it counts once that
+    /// is synced, and is written again if it could not be. Only what was acknowledged may be settled, and only once.
+    pub fn settle(&self, settled: Settled) {
+        let mut queue = self.shared.queue();
+        if queue.closed {
+            return;
+        }
+        let first = queue.controls_since.is_none();
+        queue.settle(settled, Instant::now());
+        // The committer has to wake only if its next deadline moved.
+        if first {
+            self.wake(queue);
+        }
+    }
+
+    fn wake(&self, mut queue: std::sync::MutexGuard<'_, Queue>) {
+        let asleep = !queue.wake;
+        queue.wake = true;
+        drop(queue);
+        if asleep {
+            self.shared.work.notify_one();
+        }
+    }
+
+    /// Bytes encoded and not yet taken to be written.
+    pub fn queued_bytes(&self) -> usize {
+        self.shared.queue().bytes()
+    }
+
+    /// The last acknowledged LSN.
+    pub fn durable(&self) -> Lsn {
+        self.shared.durable()
+    }
+
+    /// LSNs that were settled and whose settlement is not yet written.
+    pub fn unlogged_settlements(&self) -> usize {
+        self.shared.queue().settlements()
+    }
+
+    /// Returns once all that was submitted before, settlements too, is durable and sealed.
+    ///
+    /// # Errors
+    /// Something could not be written; it may have been submitted by somebody else.
+    pub fn sync(&self) -> Result<(), Arc<WalError>> {
+        let (told, answer) = channel();
+        {
+            let mut queue = self.shared.queue();
+            if queue.closed || queue.closing {
+                return Err(Arc::new(WalError::Closed));
+            }
+            let (lsn, settlements) = (queue.next_lsn, queue.submitted);
+            queue.barriers.push(Barrier { lsn, settlements, told });
+            self.wake(queue);
+        }
+        answer.recv().unwrap_or_else(|_| Err(Arc::new(WalError::Closed)))
+    }
+
+    /// Bytes (in [footprints](Self::footprint)) that are sure to find room in segments prepared already.
+    pub fn usable(&self) -> u64 {
+        self.shared.space().usable(&self.shared.options)
+    }
+
+    /// Asks for so much to be prepared, as far as the limit of segments allows. [`Options::on_change`] tells when
+    /// something changed: then look at [`usable`](Self::usable) again.
+    pub fn request(&self, usable: u64) {
+        self.shared.space().set_target(usable);
+        self.shared.prepare.notify_one();
+    }
+
+    /// Room in the log.
+    pub fn space(&self) -> SpaceInfo {
+        let space = self.shared.space();
+        SpaceInfo {
+            usable: space.usable(&self.shared.options),
+            segments: space.segments(),
+            prepared: space.prepared(),
+            max_segments: self.shared.options.max_segments,
+            last_error: space.last_error.clone(),
+        }
+    }
+
+    /// What is pending, as logged and durable.
+    pub fn state(&self) -> Summary {
+        let view = self.shared.view();
+        Summary {
+            next_lsn: view.state.next_lsn,
+            settled_prefix: view.state.settled.prefix(),
+            ranges: view.state.settled.len(),
+            routes: view.state.routes.iter().map(|(route, pending)| (route.clone(), *pending)).collect(),
+        }
+    }
+
+    /// Why the log cannot be written, if it cannot; the next append tries again.
+    pub fn health(&self) -> Option<String> {
+        self.shared.view().broken.clone()
+    }
+
+    /// A reader of what is durable.
+    pub fn reader(&self) -> Reader {
+        Reader::new(Arc::clone(&self.shared))
+    }
+
+    /// Writes, syncs and seals everything, and stops the threads. Later appends get [`WalError::Closed`].
+    ///
+    /// # Errors
+    /// The log is broken, or settlements could not be written: these messages will be delivered again.
+    pub fn close(&self) -> Result<(), Arc<WalError>> {
+        let (told, answer) = channel();
+        {
+            let mut queue = self.shared.queue();
+            if queue.closed {
+                return Ok(());
+            }
+            queue.closing = true;
+            queue.barriers.push(Barrier { lsn: 0, settlements: 0, told });
+            self.wake(queue);
+        }
+        let answer = answer.recv().unwrap_or_else(|_| Err(Arc::new(WalError::Closed)));
+        self.stop();
+        answer
+    }
+
+    fn stop(&self) {
+        self.shared.queue().abandoned = true;
+        self.shared.queue().wake = true;
+        self.shared.work.notify_all();
+        self.shared.space().closing = true;
+        self.shared.prepare.notify_all();
+        let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            // A callback may own the last handle; a thread cannot wait for itself.
+            if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
+                tracing::error!("a thread of the log panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Wal {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn run_committer(shared: &Shared, committer: &mut Committer) {
+    loop {
+        let until = match committer.tick(Instant::now()) {
+            Turn::Again => continue,
+            Turn::Done => return,
+            Turn::Until(when) => Some(when),
+            Turn::Idle => None,
+        };
+        let queue = shared.queue();
+        if queue.wake || queue.abandoned {
+            continue;
+        }
+        match until.map(|when| when.saturating_duration_since(Instant::now())) {
+            Some(rest) => drop(shared.work.wait_timeout(queue, rest)),
+            None => drop(shared.work.wait(queue)),
+        }
+    }
+}
+
+fn run_preparer(shared: &Shared) {
+    loop {
+        let until = match space::tick(shared, Instant::now()) {
+            Turn::Again => continue,
+            Turn::Done => return,
+            Turn::Until(when) => Some(when),
+            Turn::Idle => None,
+        };
+        let space = shared.space();
+        if !space.is_idle(&shared.options, Instant::now()) {
+            continue;
+        }
+        match until.map(|when| when.saturating_duration_since(Instant::now())) {
+            Some(rest) => drop(shared.prepare.wait_timeout(space, rest)),
+            None => drop(shared.prepare.wait(space)),
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! What waits to be written: encoded records in groups, settlements, and who wants to know.
+//!
+//! One mutex guards it, held for an encoding at a time and never across a call to the disk.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+use super::error::WalError;
+use super::frame::FRAME_HEADER;
+use super::record::{self, RECORD_HEADER};
+use super::{EntryRef, Lsn, RangeSet, Settled, control};
+
+/// Told what became of an append.
+pub(super) type Done = Box<dyn FnOnce(Result<Lsn, Arc<WalError>>) + Send>;
+
+/// Ranges in one settlement record, at most: 4 KiB, so that it fits into the frames of small segments.
+const RANGES_A_SETTLEMENT: usize = 256;
+/// Routes in one settlement record, at most.
+const ROUTES_A_SETTLEMENT: usize = 64;
+
+pub(super) struct Item {
+    length: u32,
+    done: Done,
+}
+
+/// Records that go into one frame.
+pub(super) struct Group {
+    /// Room for the frame's header, then the records: those with an LSN first, then `controls`.
+    pub frame: Vec<u8>,
+    pub first_lsn: Lsn,
+    pub time: i64,
+    pub items: Vec<Item>,
+    pub controls: Vec<Settled>,
+}
+
+impl Group {
+    pub fn new(first_lsn: Lsn) -> Self {
+        let frame = vec![0; FRAME_HEADER];
+        Self { frame, first_lsn, time: 0, items: Vec::new(), controls: Vec::new() }
+    }
+
+    /// Records with an LSN.
+    pub fn count(&self) -> u32 {
+        self.items.len() as u32
+    }
+
+    pub fn next_lsn(&self) -> Lsn {
+        self.first_lsn + self.items.len() as u64
+    }
+
+    pub fn has_messages(&self) -> bool {
+        !self.items.is_empty()
+    }
+
+    pub fn length(&self) -> u64 {
+        self.frame.len() as u64
+    }
+
+    /// What a frame with the first record alone would take.
+    pub fn least(&self) -> u64 {
+        (FRAME_HEADER + self.items.first().map_or(0, |item| item.length as usize)) as u64
+    }
+
+    /// Adds a settlement behind the records.
+    pub fn add_control(&mut self, settled: Settled) {
+        control::encode_settled(&mut self.frame, &settled);
+        self.controls.push(settled);
+    }
+
+    /// Leaves as many records as fit into a frame of so many bytes, and returns the rest. There are no controls yet.
+    pub fn split(&mut self, bytes: u64) -> Option<Self> {
+        let mut end = FRAME_HEADER;
+        let fitting = self.items.iter().take_while(|item| {
+            end += item.length as usize;
+            end as u64 <= bytes
+        });
+        let kept = fitting.count();
+        if kept == self.items.len() {
+            return None;
+        }
+        let items = self.items.split_off(kept);
+        let cut = FRAME_HEADER + self.items.iter().map(|item| item.length as usize).sum::<usize>();
+        let mut rest = Self::new(self.first_lsn + kept as u64);
+        rest.time = self.time;
+        rest.frame.extend_from_slice(&self.frame[cut..]);
+        rest.items = items;
+        self.frame.truncate(cut);
+        Some(rest)
+    }
+
+    /// Tells everybody. A callback that panics is its owner's bug; it does not take the log down.
+    pub fn finish(self, outcome: Result<(), &Arc<WalError>>) {
+        for (lsn, item) in (self.first_lsn..).zip(self.items) {
+            call(item.done, outcome.map(|()| lsn).map_err(Arc::clone));
+        }
+    }
+
+    pub fn take_controls(&mut self) -> Vec<Settled> {
+        std::mem::take(&mut self.controls)
+    }
+
+    /// The acknowledgements, without the bytes.
+    pub fn into_parts(self) -> (Vec<u8>, Self) {
+        let Self { frame, first_lsn, time, items, controls } = self;
+        (frame, Self { frame: Vec::new(), first_lsn, time, items, controls })
+    }
+}
+
+pub(super) fn call(done: Done, outcome: Result<Lsn, Arc<WalError>>) {
+    let called = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| done(outcome)));
+    if called.is_err() {
+        tracing::error!("a callback of an append panicked");
+    }
+}
+
+/// Somebody waits until all that was submitted before is durable.
+pub(super) struct Barrier {
+    /// Every LSN below it has been dealt with, and …
+    pub lsn: Lsn,
+    /// … every settlement up to this one.
+    pub settlements: u64,
+    pub told: Sender<Result<(), Arc<WalError>>>,
+}
+
+/// See the module.
+pub(super) struct Queue {
+    pub next_lsn: Lsn,
+    pub groups: VecDeque<Group>,
+    pub controls: VecDeque<Settled>,
+    pub controls_since: Option<Instant>,
+    /// Settlements ever submitted.
+    pub submitted: u64,
+    pub rejected: Vec<(Done, WalError)>,
+    pub barriers: Vec<Barrier>,
+    pub closing: bool,
+    /// Stop at once, write nothing more.
+    pub abandoned: bool,
+    pub closed: bool,
+    /// Something arrived that the committer has not looked at.
+    pub wake: bool,
+}
+
+impl Queue {
+    pub fn new(next_lsn: Lsn) -> Self {
+        Self {
+            next_lsn,
+            groups: VecDeque::new(),
+            controls: VecDeque::new(),
+            controls_since: None,
+            submitted: 0,
+            rejected: Vec::new(),
+            barriers: Vec::new(),
+            closing: false,
+            abandoned: false,
+            closed: false,
+            wake: false,
+        }
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.groups.iter().map(|group| group.frame.len()).sum()
+    }
+
+    pub fn settlements(&self) -> usize {
+        self.controls.iter().map(Settled::lsns).sum()
+    }
+
+    /// Encodes a record into the last group, or into a new one if that would grow beyond `frame_bytes`.
+    pub fn push(&mut self, entry: EntryRef<'_>, frame_bytes: u32, done: Done) -> Result<Lsn, (Done, WalError)> {
+        let bound = record::encoded_bound(entry);
+        let full = |group: &Group| group.has_messages() && group.length() + bound > u64::from(frame_bytes);
+        if self.groups.back().is_none_or(full) {
+            self.groups.push_back(Group::new(self.next_lsn));
+        }
+        let lsn = self.next_lsn;
+        let Some(group) = self.groups.back_mut() else { return Err((done, WalError::Closed)) };
+        let before = group.frame.len();
+        if let Err(error) = record::encode(&mut group.frame, entry) {
+            tracing::error!(%error, "a message could not be encoded");
+            return Err((done, WalError::TooLarge { bytes: bound, limit: 0 }));
+        }
+        let length = group.frame.len() - before;
+        debug_assert!(length as u64 <= bound && length >= RECORD_HEADER);
+        if !group.has_messages() {
+            group.time = match entry {
+                EntryRef::Message(outgoing) => outgoing.timestamp,
+                EntryRef::Dead(dead) => dead.outgoing.timestamp,
+            };
+        }
+        group.items.push(Item { length: length as u32, done });
+        self.next_lsn += 1;
+        Ok(lsn)
+    }
+
+    /// Adds settlements, merged with the last ones if their mark is the same.
+    pub fn settle(&mut self, settled: Settled, now: Instant) {
+        self.submitted += 1;
+        self.controls_since.get_or_insert(now);
+        for part in parts(settled) {
+            match self.controls.back_mut() {
+                Some(last) if last.mark == part.mark && mergeable(last, &part) => merge(last, part),
+                _ => self.controls.push_back(part),
+            }
+        }
+    }
+
+    /// Puts settlements back that were not written after all.
+    pub fn put_back(&mut self, controls: Vec<Settled>, now: Instant) {
+        if !controls.is_empty() {
+            self.controls_since.get_or_insert(now);
+        }
+        for settled in controls.into_iter().rev() {
+            self.controls.push_front(settled);
+        }
+    }
+}
+
+fn mergeable(into: &Settled, more: &Settled) -> bool {
+    into.ranges.len() + more.ranges.len() <= RANGES_A_SETTLEMENT
+        && into.totals.len() + more.totals.len() <= ROUTES_A_SETTLEMENT
+}
+
+fn merge(into: &mut Settled, more: Settled) {
+    for range in more.ranges {
+        match into.ranges.last_mut() {
+            Some(last) if last.1 + 1 == range.0 => last.1 = range.1,
+            _ => into.ranges.push(range),
+        }
+    }
+    for total in more.totals {
+        match into.totals.iter_mut().find(|t| t.route == total.route) {
+            Some(sum) => {
+                sum.count += total.count;
+                sum.bytes += total.bytes;
+            }
+            None => into.totals.push(total),
+        }
+    }
+}
+
+/// Cuts a settlement too large for one record. What it takes off the routes goes with the first parts.
+fn parts(settled: Settled) -> Vec<Settled> {
+    if settled.ranges.len() <= RANGES_A_SETTLEMENT && settled.totals.len() <= ROUTES_A_SETTLEMENT {
+        return vec![settled];
+    }
+    let mut ranges = settled.ranges.chunks(RANGES_A_SETTLEMENT);
+    let mut totals = settled.totals.chunks(ROUTES_A_SETTLEMENT);
+    let mut parts = Vec::new();
+    loop {
+        let (ranges, totals) = (ranges.next(), totals.next());
+        if ranges.is_none() && totals.is_none() {
+            return parts;
+        }
+        let (ranges, totals) = (ranges.unwrap_or_default().to_vec(), totals.unwrap_or_default().to_vec());
+        parts.push(Settled { mark: settled.mark, ranges, totals });
+    }
+}
+
+/// Bytes a settlement takes in a frame, at most.
+pub(super) fn control_bound(settled: &Settled) -> u64 {
+    let names = |t: &super::RouteTotal| t.route.transport.len() + t.route.destination.len();
+    let totals: usize = settled.totals.iter().map(|total| 24 + names(total)).sum();
+    (RECORD_HEADER + 12 + settled.ranges.len() * 16 + totals) as u64
+}
+
+/// Whether writing a settlement could make more ranges than there may be.
+pub(super) fn fits_ranges(settled: &Settled, set: &RangeSet, planned: usize, max: usize) -> bool {
+    let new = settled.ranges.iter().filter(|&&(first, last)| set.would_grow(first, last)).count();
+    new == 0 || set.len() + planned + new <= max
+}

@@ -1,0 +1,311 @@
+//! Reading what is durable, in order: from memory if it is recent, else from the segment files.
+//!
+//! A reader holds no lock while it reads a file. A segment that is recycled under it shows by the number in its frames;
+//! everything in it was settled, so the reader goes on with the next one.
+
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+
+use super::error::{DecodeError, ReadError};
+use super::frame::{FrameHeader, FrameView, Identity, RecordView};
+use super::scan::SegmentFile;
+use super::segment;
+use super::shared::Shared;
+use super::state::SegmentInfo;
+use super::{BLOCK, Damage, Lsn, Place, StoredRecord};
+
+/// A position between two frames.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    segment: u64,
+    offset: u32,
+    next_lsn: Lsn,
+}
+
+impl Cursor {
+    /// All records before this LSN are behind the cursor.
+    pub fn next_lsn(&self) -> Lsn {
+        self.next_lsn
+    }
+}
+
+/// What comes next.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// A frame with records. Frames without are passed over.
+    Frame {
+        /// The LSN of the first.
+        first_lsn: Lsn,
+        /// Where the first lies.
+        place: Place,
+        /// Bytes the frame takes on the disk.
+        bytes: u64,
+        /// The time of the first message.
+        time: i64,
+        /// The records, in order.
+        records: Vec<StoredRecord>,
+    },
+    /// Nothing more is durable yet.
+    End,
+    /// These bytes cannot be read; the cursor is past them. Reported as often as it is read, until the LSNs are settled.
+    Damaged(Damage),
+}
+
+/// Reads the log. Any number of them may be used at a time.
+pub struct Reader {
+    shared: Arc<Shared>,
+    open: Mutex<Option<SegmentFile>>,
+}
+
+/// What stands at a cursor.
+enum Look {
+    Memory(Bytes, SegmentInfo),
+    Segment(SegmentInfo),
+    Next(SegmentInfo),
+    End,
+}
+
+impl Reader {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, open: Mutex::new(None) }
+    }
+
+    /// A cursor before the frame that holds an LSN, or, if that is gone, before the first that comes after it.
+    ///
+    /// `hint` is a place known to lie at or before it; one that does not (any more) is ignored.
+    ///
+    /// # Errors
+    /// The system could not read a segment.
+    pub fn seek(&self, lsn: Lsn, hint: Option<Place>) -> Result<Cursor, ReadError> {
+        let segment = {
+            let view = self.shared.view();
+            let mut with_records = view.segments.values().filter(|s| s.last_lsn >= s.first_lsn);
+            let found = with_records.find(|segment| segment.last_lsn >= lsn);
+            found.or_else(|| view.segments.values().next_back()).copied()
+        };
+        let Some(segment) = segment else { return Ok(Cursor { segment: 0, offset: 0, next_lsn: lsn }) };
+        let begin = Cursor { segment: segment.number, offset: first_offset(&segment), next_lsn: segment.first_lsn };
+        if segment.first_lsn >= lsn {
+            return Ok(begin);
+        }
+        let file = match self.file(&segment) {
+            Ok(Ok(file)) => file,
+            // `next` reports it.
+            Ok(Err(_)) => return Ok(begin),
+            Err(error) => return Err(self.failed(&segment, error)),
+        };
+        let start = match hint {
+            Some(place) if place.segment == segment.number && place.offset < segment.end => {
+                let header = file.frame_header(place.offset).map_err(|error| self.failed(&segment, error))?;
+                header.ok().filter(|header| header.first_lsn <= lsn && header.count > 0)
+            }
+            _ => None,
+        };
+        let mut cursor = match start {
+            Some(header) => Cursor { offset: header.offset, next_lsn: header.first_lsn, ..begin },
+            None => begin,
+        };
+        while cursor.offset < segment.end {
+            let header = file.frame_header(cursor.offset).map_err(|error| self.failed(&segment, error))?;
+            let Ok(header) = header else { break };
+            if header.next_lsn() > lsn {
+                break;
+            }
+            cursor.offset = header.next_offset();
+            cursor.next_lsn = cursor.next_lsn.max(header.next_lsn());
+        }
+        Ok(cursor)
+    }
+
+    /// What comes next, and moves the cursor past it.
+    ///
+    /// # Errors
+    /// The system could not read a segment; the cursor stays. If it stays so, [`skip`](Self::skip) passes over it.
+    pub fn next(&self, cursor: &mut Cursor) -> Result<Step, ReadError> {
+        loop {
+            let segment = match self.look(cursor) {
+                Look::End => return Ok(Step::End),
+                Look::Next(segment) => {
+                    *cursor = Cursor {
+                        segment: segment.number,
+                        offset: first_offset(&segment),
+                        next_lsn: cursor.next_lsn.max(segment.first_lsn),
+                    };
+                    continue;
+                }
+                Look::Memory(bytes, segment) => {
+                    let identity =
+                        Identity { segment: segment.number, salt: None, offset: cursor.offset, limit: u32::MAX };
+                    if let Ok(header) = FrameHeader::decode(&bytes, &identity)
+                        && let Some(step) = self.take(cursor, &FrameView::trusted(header, &bytes))
+                    {
+                        return Ok(step);
+                    }
+                    continue;
+                }
+                Look::Segment(segment) => segment,
+            };
+            if let Some(step) = self.read(cursor, &segment)? {
+                return Ok(step);
+            }
+        }
+    }
+
+    /// Passes over the frame at the cursor as if it were damaged, for a disk that stays unreadable there.
+    pub fn skip(&self, cursor: &mut Cursor, reason: &str) -> Option<Damage> {
+        match self.look(cursor) {
+            Look::Memory(_, segment) | Look::Segment(segment) => {
+                let file = self.file(&segment).ok().and_then(Result::ok);
+                self.damaged(cursor, &segment, file.as_ref(), reason.to_owned())
+            }
+            Look::Next(_) | Look::End => None,
+        }
+    }
+
+    fn look(&self, cursor: &Cursor) -> Look {
+        let view = self.shared.view();
+        if let Some(segment) = view.segments.get(&cursor.segment)
+            && cursor.offset < segment.end
+        {
+            return match view.tail_frame(cursor.segment, cursor.offset) {
+                Some(bytes) => Look::Memory(bytes, *segment),
+                None => Look::Segment(*segment),
+            };
+        }
+        let later = (std::ops::Bound::Excluded(cursor.segment), std::ops::Bound::Unbounded);
+        view.segments.range::<u64, _>(later).next().map_or(Look::End, |(_, segment)| Look::Next(*segment))
+    }
+
+    /// Reads the frame at the cursor from its file; `None` if it holds no record, or the cursor moved.
+    fn read(&self, cursor: &mut Cursor, segment: &SegmentInfo) -> Result<Option<Step>, ReadError> {
+        let file = match self.file(segment) {
+            Ok(Ok(file)) => file,
+            Ok(Err(reason)) if self.is_current(segment) => {
+                return Ok(self.damaged(cursor, segment, None, reason).map(Step::Damaged));
+            }
+            Ok(Err(_)) => return Ok(None),
+            Err(error) => return Err(self.failed(segment, error)),
+        };
+        match file.frame(cursor.offset) {
+            Ok(Ok(frame)) => Ok(self.take(cursor, &frame.view())),
+            // The segment may have been recycled in between; then nothing in it matters.
+            Ok(Err(_)) if !self.is_current(segment) => Ok(None),
+            Ok(Err(error)) => Ok(self.damaged(cursor, segment, Some(&file), error.to_string()).map(Step::Damaged)),
+            Err(error) => Err(self.failed(segment, error)),
+        }
+    }
+
+    fn is_current(&self, segment: &SegmentInfo) -> bool {
+        self.shared.view().segments.contains_key(&segment.number)
+    }
+
+    /// Moves the cursor past a frame and gives out its records, if it has any; before them what is missing.
+    fn take(&self, cursor: &mut Cursor, frame: &FrameView<'_>) -> Option<Step> {
+        let header = frame.header;
+        if header.count > 0 && header.first_lsn > cursor.next_lsn {
+            let (first_lsn, last_lsn) = (cursor.next_lsn, header.first_lsn - 1);
+            cursor.next_lsn = header.first_lsn;
+            let reason = "records before this frame are missing".to_owned();
+            let (segment, offset) = (header.segment, header.offset);
+            let damage = Damage { segment, offset, length: 0, first_lsn, last_lsn, reason };
+            if let Some(damage) = self.unsettled(damage) {
+                return Some(Step::Damaged(damage));
+            }
+        }
+        match records(frame) {
+            Ok(records) => {
+                cursor.offset = header.next_offset();
+                cursor.next_lsn = cursor.next_lsn.max(header.next_lsn());
+                let place = Place { segment: header.segment, offset: header.offset, index: 0 };
+                let (first_lsn, bytes, time) =
+                    (header.first_lsn, u64::from(header.next_offset() - header.offset), header.time);
+                (!records.is_empty()).then_some(Step::Frame { first_lsn, place, bytes, time, records })
+            }
+            Err(error) => {
+                let (segment, offset, length) = (header.segment, header.offset, header.length());
+                let (first_lsn, last_lsn) = (header.first_lsn, header.next_lsn() - 1);
+                cursor.offset = header.next_offset();
+                cursor.next_lsn = cursor.next_lsn.max(header.next_lsn());
+                let damage = Damage { segment, offset, length, first_lsn, last_lsn, reason: error.to_string() };
+                self.unsettled(damage).map(Step::Damaged)
+            }
+        }
+    }
+
+    /// Moves the cursor to the next good frame, or to the segment's end, and says what is lost in between.
+    fn damaged(
+        &self,
+        cursor: &mut Cursor,
+        segment: &SegmentInfo,
+        file: Option<&SegmentFile>,
+        reason: String,
+    ) -> Option<Damage> {
+        let next = file.and_then(|file| file.next_good(cursor.offset + BLOCK, segment.end));
+        let (to, next_lsn) = match &next {
+            Some(frame) => (frame.header.offset, frame.header.first_lsn),
+            None => (segment.end, segment.last_lsn + 1),
+        };
+        let damage = Damage {
+            segment: segment.number,
+            offset: cursor.offset,
+            length: to - cursor.offset,
+            first_lsn: cursor.next_lsn,
+            last_lsn: next_lsn.max(cursor.next_lsn) - 1,
+            reason,
+        };
+        cursor.offset = to;
+        cursor.next_lsn = cursor.next_lsn.max(next_lsn);
+        self.unsettled(damage)
+    }
+
+    /// Damage in which a message is lost that nobody has settled yet.
+    fn unsettled(&self, damage: Damage) -> Option<Damage> {
+        let settled = self.shared.view().state.settled.contains_range(damage.first_lsn, damage.last_lsn);
+        (!settled).then_some(damage)
+    }
+
+    /// The open file of a segment; the inner error says what is wrong with it.
+    fn file(&self, segment: &SegmentInfo) -> io::Result<Result<SegmentFile, String>> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(file) = open.as_ref().filter(|file| file.number == segment.number) {
+            return Ok(Ok(file.clone()));
+        }
+        let path = segment::path(&self.shared.directory, segment.number);
+        let file = match self.shared.storage.open_read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Err("the segment is missing".into())),
+            opened => opened?,
+        };
+        let limit = u32::try_from(file.length()?).unwrap_or(u32::MAX).max(segment.end);
+        let mut file = SegmentFile { file, number: segment.number, salt: None, limit };
+        // With a damaged header each frame's own salt is taken; its number still has to match.
+        file.salt = file.header()?.ok().filter(|header| header.number == segment.number).map(|header| header.salt);
+        *open = Some(file.clone());
+        Ok(Ok(file))
+    }
+
+    fn failed(&self, segment: &SegmentInfo, error: io::Error) -> ReadError {
+        ReadError::io("read", &segment::path(&self.shared.directory, segment.number))(error)
+    }
+}
+
+/// Where to begin in a segment; past the checkpoint if that is known.
+fn first_offset(segment: &SegmentInfo) -> u32 {
+    segment.start.max(BLOCK)
+}
+
+fn records(frame: &FrameView<'_>) -> Result<Vec<StoredRecord>, DecodeError> {
+    let header = &frame.header;
+    let mut records = Vec::new();
+    let mut route = None;
+    frame.each(|record| {
+        if let RecordView::Message(message) = record {
+            let index = records.len() as u32;
+            let place = Place { segment: header.segment, offset: header.offset, index };
+            let lsn = header.first_lsn + u64::from(index);
+            records.push(StoredRecord { lsn, place, body: message.to_owned(&mut route) });
+        }
+    })?;
+    Ok(records)
+}

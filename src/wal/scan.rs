@@ -1,0 +1,89 @@
+//! Walking the frames of a segment file. It reads; it decides nothing.
+
+use std::io;
+use std::sync::Arc;
+
+use super::error::DecodeError;
+use super::frame::{self, FRAME_HEADER, FrameHeader, FrameView, Identity};
+use super::segment::SegmentHeader;
+use super::storage::File;
+use super::{BLOCK, round_up};
+
+/// A segment file that is being read.
+#[derive(Clone)]
+pub(super) struct SegmentFile {
+    pub file: Arc<dyn File>,
+    pub number: u64,
+    /// Its salt, if its header could be read; else each frame's own is taken.
+    pub salt: Option<u64>,
+    /// Where it ends.
+    pub limit: u32,
+}
+
+/// A frame with its bytes.
+pub(super) struct Frame {
+    pub header: FrameHeader,
+    bytes: Vec<u8>,
+}
+
+impl Frame {
+    pub fn view(&self) -> FrameView<'_> {
+        FrameView::trusted(self.header, &self.bytes)
+    }
+}
+
+impl SegmentFile {
+    pub fn identity(&self, offset: u32) -> Identity {
+        Identity { segment: self.number, salt: self.salt, offset, limit: self.limit }
+    }
+
+    /// The segment's header. The outer error is the system's, the inner the format's.
+    pub fn header(&self) -> io::Result<Result<SegmentHeader, DecodeError>> {
+        let mut block = vec![0; BLOCK as usize];
+        let read = self.file.read_at(&mut block, 0)?;
+        Ok(SegmentHeader::decode(&block[..read]))
+    }
+
+    /// The header of the frame at an offset; the body is not read.
+    pub fn frame_header(&self, offset: u32) -> io::Result<Result<FrameHeader, DecodeError>> {
+        let mut raw = [0; FRAME_HEADER];
+        let read = self.file.read_at(&mut raw, u64::from(offset))?;
+        Ok(FrameHeader::decode(&raw[..read], &self.identity(offset)))
+    }
+
+    /// The frame at an offset, its checksums and its records checked.
+    pub fn frame(&self, offset: u32) -> io::Result<Result<Frame, DecodeError>> {
+        let mut bytes = vec![0; BLOCK as usize];
+        let read = self.file.read_at(&mut bytes, u64::from(offset))?;
+        bytes.truncate(read);
+        let identity = self.identity(offset);
+        let header = match FrameHeader::decode(&bytes, &identity) {
+            Ok(header) => header,
+            Err(error) => return Ok(Err(error)),
+        };
+        let length = header.length() as usize;
+        if length > bytes.len() {
+            // The header's checksum holds and the length is within the segment: it may be allocated.
+            let have = bytes.len();
+            bytes.resize(length, 0);
+            let read = self.file.read_at(&mut bytes[have..], u64::from(offset) + have as u64)?;
+            bytes.truncate(have + read);
+        }
+        let decoded = frame::decode_frame(&bytes, &identity).and_then(|view| view.each(|_| {}));
+        Ok(decoded.map(|()| Frame { header, bytes }))
+    }
+
+    /// The first good frame that begins at or after `from` and before `end`. Blocks that cannot be read are passed over.
+    pub fn next_good(&self, from: u32, end: u32) -> Option<Frame> {
+        let mut offset = round_up(u64::from(from)) as u32;
+        while offset < end {
+            if let Ok(Ok(_)) = self.frame_header(offset)
+                && let Ok(Ok(frame)) = self.frame(offset)
+            {
+                return Some(frame);
+            }
+            offset = offset.saturating_add(BLOCK);
+        }
+        None
+    }
+}

@@ -1,0 +1,217 @@
+//! What the log says is settled and pending.
+//!
+//! The committer applies each frame once its sync has returned; recovery applies the same frames with the same
+//! function. So what a checkpoint says is what replaying would say.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::control::{self, Control, RANGES_A_RECORD, SEGMENTS_A_RECORD};
+use super::error::DecodeError;
+use super::frame::{FRAME_HEADER, FrameView, RecordView};
+use super::ranges::RangeSet;
+use super::record::RECORD_HEADER;
+use super::{Lsn, Settled, round_up};
+use crate::message::Route;
+
+/// What is pending on a route.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// Messages.
+    pub count: u64,
+    /// Their [`Message::size`](crate::Message::size) together.
+    pub bytes: u64,
+    /// The time of the oldest message since last nothing was pending here, in milliseconds since 1970: no pending
+    /// message is older by the log's order.
+    pub oldest: i64,
+}
+
+/// What the log says, up to what is durable.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// LSNs that need no more attention: settled ones, and burnt ones that were never acknowledged.
+    pub settled: RangeSet,
+    /// Routes with something pending.
+    pub routes: BTreeMap<Route, Pending>,
+    /// The LSN behind the last durable one.
+    pub next_lsn: Lsn,
+}
+
+/// A segment that is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SegmentInfo {
+    pub number: u64,
+    pub first_lsn: Lsn,
+    /// The last durable LSN in it; `first_lsn - 1` if it has none.
+    pub last_lsn: Lsn,
+    /// Where groups begin, if known; else 0. Not persisted.
+    pub start: u32,
+    /// Where what is durable ends.
+    pub end: u32,
+    /// A write or sync of it failed: it is not used again.
+    pub failed: bool,
+}
+
+impl State {
+    pub(super) fn new() -> Self {
+        Self { next_lsn: 1, ..Self::default() }
+    }
+
+    /// Takes in a frame: messages it does not know yet become pending, settlements take them off.
+    ///
+    /// Applying a frame twice changes nothing, which matters when a group or a settlement was logged once more in the
+    /// next segment.
+    pub(super) fn apply(&mut self, frame: &FrameView<'_>) -> Result<(), DecodeError> {
+        let mut lsn = frame.header.first_lsn;
+        let known = self.next_lsn;
+        let mut arrived: HashMap<(&str, &str), Pending> = HashMap::new();
+        let mut settlements = Vec::new();
+        frame.each(|record| match record {
+            RecordView::Message(message) => {
+                if lsn >= known {
+                    let pending = arrived.entry((message.transport, message.destination)).or_default();
+                    if pending.count == 0 {
+                        pending.oldest = message.timestamp;
+                    }
+                    pending.count += 1;
+                    pending.bytes += message.size();
+                }
+                lsn += 1;
+            }
+            RecordView::Control(Control::Settled(settled)) => settlements.push(settled),
+            RecordView::Control(_) => {}
+        })?;
+        self.next_lsn = self.next_lsn.max(lsn);
+        for ((transport, destination), more) in arrived {
+            let route = Route { transport: transport.into(), destination: destination.into() };
+            let pending = self.routes.entry(route).or_insert(Pending { oldest: more.oldest, ..Pending::default() });
+            pending.count += more.count;
+            pending.bytes += more.bytes;
+        }
+        settlements.iter().for_each(|settled| self.settle(settled));
+        Ok(())
+    }
+
+    fn settle(&mut self, settled: &Settled) {
+        // A settlement is logged once more, whole, if its segment failed; the first of its LSNs tells.
+        if settled.ranges.first().is_some_and(|&(first, _)| self.settled.contains(first)) {
+            return;
+        }
+        for &(first, last) in &settled.ranges {
+            self.settled.insert(first, last);
+        }
+        for total in &settled.totals {
+            if let Some(pending) = self.routes.get_mut(&total.route) {
+                pending.count = pending.count.saturating_sub(total.count);
+                pending.bytes = pending.bytes.saturating_sub(total.bytes);
+                if pending.count == 0 {
+                    self.routes.remove(&total.route);
+                }
+            }
+        }
+        // Damaged records are counted but nobody can say on which route; once nothing is pending, nothing is.
+        if self.settled.prefix() + 1 >= self.next_lsn {
+            self.routes.clear();
+        }
+    }
+
+    /// LSNs up to `next` that were never acknowledged and never will be.
+    pub(super) fn burn_to(&mut self, next: Lsn) {
+        if next > self.next_lsn {
+            self.settled.insert(self.next_lsn, next - 1);
+            self.next_lsn = next;
+        }
+    }
+
+    /// The records of a checkpoint, in bodies of at most about `frame_bytes`; with each the number of records.
+    pub(super) fn checkpoint(&self, segments: &[SegmentInfo], frame_bytes: u32) -> Vec<(Vec<u8>, u32)> {
+        let mut bodies = Bodies { limit: frame_bytes as usize - FRAME_HEADER, done: Vec::new() };
+        let ranges: Vec<(Lsn, Lsn)> = self.settled.ranges().collect();
+        bodies.add(|body| {
+            let first = &ranges[..ranges.len().min(RANGES_A_RECORD)];
+            control::encode_ranges(body, self.settled.prefix(), first);
+        });
+        for chunk in ranges.chunks(RANGES_A_RECORD).skip(1) {
+            bodies.add(|body| control::encode_ranges(body, self.settled.prefix(), chunk));
+        }
+        for (route, pending) in &self.routes {
+            bodies.add(|body| control::encode_route(body, route, pending));
+        }
+        for chunk in segments.chunks(SEGMENTS_A_RECORD) {
+            bodies.add(|body| control::encode_segments(body, chunk));
+        }
+        bodies.add(|body| control::encode_end(body, ranges.len(), self.routes.len(), segments.len()));
+        bodies.done
+    }
+
+    /// At most what a segment's header and checkpoint take.
+    pub(super) fn overhead(&self, segments: usize, frame_bytes: u32) -> u64 {
+        let names = |route: &Route| (route.transport.len() + route.destination.len()) as u64;
+        let routes: u64 = self.routes.keys().map(|route| 40 + names(route)).sum();
+        let records = 3 + self.settled.len() / RANGES_A_RECORD + segments / SEGMENTS_A_RECORD;
+        let bytes = (self.settled.len() * 16 + segments * 32 + records * (RECORD_HEADER + 24)) as u64 + routes;
+        // Each frame may leave most of a record, a header and a block unused.
+        let frames = 1 + bytes / (u64::from(frame_bytes) / 2).max(1);
+        u64::from(super::BLOCK) + round_up(bytes) + frames * u64::from(super::BLOCK)
+    }
+}
+
+struct Bodies {
+    limit: usize,
+    done: Vec<(Vec<u8>, u32)>,
+}
+
+impl Bodies {
+    fn add(&mut self, write: impl Fn(&mut Vec<u8>)) {
+        let mut record = Vec::new();
+        write(&mut record);
+        match self.done.last_mut() {
+            Some((body, count)) if body.len() + record.len() <= self.limit => {
+                body.extend_from_slice(&record);
+                *count += 1;
+            }
+            _ => self.done.push((record, 1)),
+        }
+    }
+}
+
+/// Puts a checkpoint together from its records.
+#[derive(Default)]
+pub(super) struct CheckpointReader {
+    prefix: Lsn,
+    ranges: Vec<(Lsn, Lsn)>,
+    routes: BTreeMap<Route, Pending>,
+    segments: Vec<SegmentInfo>,
+    end: Option<(u64, u64, u64)>,
+}
+
+impl CheckpointReader {
+    pub fn take(&mut self, frame: &FrameView<'_>) -> Result<(), DecodeError> {
+        frame.each(|record| match record {
+            RecordView::Control(Control::Ranges { prefix, ranges }) => {
+                self.prefix = prefix;
+                self.ranges.extend(ranges);
+            }
+            RecordView::Control(Control::Route(route, pending)) => {
+                self.routes.insert(route, pending);
+            }
+            RecordView::Control(Control::Segments(segments)) => self.segments.extend(segments),
+            RecordView::Control(Control::End { ranges, routes, segments }) => {
+                self.end = Some((ranges, routes, segments));
+            }
+            RecordView::Control(Control::Settled(_) | Control::Seal(_)) | RecordView::Message(_) => {}
+        })
+    }
+
+    /// The state at the beginning of a segment with this first LSN; `None` if a part of the checkpoint is missing.
+    pub fn finish(self, first_lsn: Lsn) -> Option<(State, Vec<SegmentInfo>)> {
+        let have = (self.ranges.len() as u64, self.routes.len() as u64, self.segments.len() as u64);
+        if self.end != Some(have) {
+            return None;
+        }
+        let mut settled = RangeSet::up_to(self.prefix);
+        for (first, last) in self.ranges {
+            settled.insert(first, last);
+        }
+        Some((State { settled, routes: self.routes, next_lsn: first_lsn }, self.segments))
+    }
+}
