@@ -2,16 +2,28 @@
 #![deny(missing_docs)]
 
 pub mod admin;
+mod clock;
 mod config;
 mod drainer;
 mod error;
+mod failure;
 mod message;
 mod outbox;
 mod producer;
+mod receipt;
 mod schedule;
 mod stats;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod transport;
 mod wal;
 
+pub use config::{Config, ConfigError, Mode, OnPoison, Order, RouteConfig, TransportConfig};
 pub use error::{SendError, SendErrorKind};
-pub use message::{Body, Header, Lane, Message, MessageId, Outgoing, ParseMessageIdError, Position, Route, ID_HEADER};
+pub use message::{Body, Header, ID_HEADER, Lane, Message, MessageId, Outgoing, ParseMessageIdError, Position, Route};
+pub use producer::{
+    Builder, CloseError, Closed, Events, NotDrained, OpenError, OpenErrorKind, Producer, SendAllError, SendFuture,
+};
+pub use receipt::{Delivery, Fate, Receipt};
+pub use stats::{BlockedStats, Event, Health, RouteStats, Stats, TransportStats};
+pub use transport::url::{BrokerUrl, Scheme, UrlError};

@@ -1,1 +1,54 @@
-//! drainer
+//! Delivery: one [`Dispatcher`] a transport, which keeps lanes in order, and one drainer, which delivers what is
+//! stored.
+//!
+//! A message's way: [`Dispatcher::send`] hands it to the transport or stores it; the transport's report, the log's
+//! confirmation and the drainer's next attempt all come back to the same dispatcher. The drainer is a thin loop
+//! around [`Drain::tick`].
+
+mod catchup;
+mod dispatcher;
+mod drain;
+mod entry;
+mod gate;
+mod mailbox;
+mod news;
+mod slot;
+mod view;
+mod window;
+
+use std::io;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+pub use dispatcher::{Dispatcher, DispatcherOptions, route_hash};
+pub use drain::{Drain, DrainOptions, Progress};
+pub use entry::Verdict;
+pub use mailbox::Mail;
+pub use view::View;
+pub use window::WindowLimits;
+
+/// How often counts and reasons are brought up to date while they change.
+const VIEW_EVERY: Duration = Duration::from_millis(200);
+
+/// Starts the drainer's thread. It ends when the dispatcher's mailbox is stopped.
+pub fn start(dispatcher: &Arc<Dispatcher>, options: DrainOptions) -> io::Result<JoinHandle<()>> {
+    let dispatcher = Arc::clone(dispatcher);
+    std::thread::Builder::new().name(format!("outlast-drain-{}", dispatcher.name())).spawn(move || {
+        let mut drain = Drain::new(Arc::clone(&dispatcher), options);
+        drain.remember();
+        let mut viewed = Instant::now();
+        loop {
+            let now = Instant::now();
+            let Some(progress) = drain.tick(now) else { return };
+            if now.duration_since(viewed) >= VIEW_EVERY {
+                viewed = now;
+                drain.publish();
+            }
+            if let Progress::Idle(until) = progress {
+                let view = drain.is_view_old().then(|| viewed + VIEW_EVERY);
+                dispatcher.mailbox().wait([until, view].into_iter().flatten().min());
+            }
+        }
+    })
+}

@@ -1,1 +1,409 @@
-//! outbox
+//! The outbox: the log, which holds the bytes and every change of state, and the ledger over it.
+//!
+//! The log is the truth. Whatever the ledger forgets costs time or duplicates, never a message: everything it
+//! says can be read from the log again. This folder alone names sled.
+//!
+//! An [`Outbox`] gives each message an LSN, says when the disk has it, knows what is still pending, and takes
+//! settlements. It decides nothing about delivery, and knows no broker.
+
+mod directory;
+mod identity;
+pub mod ledger;
+mod lock;
+mod scan;
+mod settling;
+mod space;
+mod status;
+mod totals;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+pub use directory::{Directory, DirectoryError};
+pub use lock::{HeldBy, Lock, LockError};
+pub use scan::{Scan, ScanError, Scanned};
+pub use space::{NoRoom, Reservation, Share};
+pub use status::{RouteStatus, Status, StatusFile, TransportStatus};
+
+use identity::Identity;
+use ledger::{Ledger, LedgerHealth, LedgerOptions};
+use settling::Settling;
+use space::Space;
+use totals::Totals;
+
+use crate::clock;
+use crate::message::{MessageId, Outgoing, Route};
+use crate::wal::{
+    AppendResult, Damage, DeadLetter, DiskStorage, EntryRef, Lsn, Mark, Pending, Place, Storage, Wal, WalError,
+    WalOptions,
+};
+
+/// What an outbox is opened with.
+#[derive(Clone)]
+pub struct OutboxOptions {
+    /// The directory, made if it is not there.
+    pub directory: PathBuf,
+    /// How long to wait for another process to let go of it.
+    pub lock_wait: Duration,
+    /// The size of a segment.
+    pub segment_bytes: u32,
+    /// The outbox's size; by default 16 GiB or 80 % of the free space.
+    pub max_bytes: Option<u64>,
+    /// The largest message.
+    pub max_message_bytes: usize,
+    /// The ledger's settings.
+    pub ledger: LedgerOptions,
+    /// Where the log's bytes go.
+    pub storage: Arc<dyn Storage>,
+}
+
+impl OutboxOptions {
+    /// The defaults, on a disk.
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self {
+            directory: directory.into(),
+            lock_wait: Duration::ZERO,
+            segment_bytes: crate::config::SEGMENT_BYTES,
+            max_bytes: None,
+            max_message_bytes: crate::config::MAX_MESSAGE_BYTES,
+            ledger: LedgerOptions::default(),
+            storage: Arc::new(DiskStorage),
+        }
+    }
+}
+
+/// Why an outbox could not be opened. Nothing in it was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum OutboxError {
+    /// The directory is not fit to hold an outbox.
+    #[error(transparent)]
+    Directory(#[from] DirectoryError),
+    /// Another process has it.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// The log cannot be opened.
+    #[error("outbox {}: {source}", directory.display())]
+    Log {
+        /// The outbox.
+        directory: PathBuf,
+        /// What the log says.
+        source: WalError,
+    },
+}
+
+/// What was found at opening.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// Pending messages by route.
+    pub pending: Vec<(Route, Pending)>,
+    /// The last LSN of an earlier incarnation.
+    pub last_lsn: Lsn,
+    /// Damage that recovery came across.
+    pub damage: Vec<Damage>,
+}
+
+/// Counts and reasons, for stats and `status`.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Pending messages by route.
+    pub pending: Vec<(Route, Pending)>,
+    /// Dead letters, and their bytes.
+    pub dead: (u64, u64),
+    /// LSNs that could not be read and were set aside.
+    pub set_aside: u64,
+    /// Why the log does not take messages, if it does not.
+    pub storage: Option<String>,
+    /// The ledger's health.
+    pub ledger: LedgerHealth,
+    /// Bytes reserved for first attempts.
+    pub reserved: u64,
+}
+
+/// Messages that are not lost.
+pub struct Outbox {
+    directory: Directory,
+    identity: Identity,
+    incarnation: u64,
+    numbers: AtomicU64,
+    wal: Wal,
+    dead: Wal,
+    ledger: Ledger,
+    space: Space,
+    settling: Mutex<Settling>,
+    totals: Mutex<Totals>,
+    set_aside: AtomicU64,
+    found: Found,
+    changed: Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>,
+    // Last, so that everything else is gone when the next process gets in.
+    _lock: Lock,
+}
+
+impl Outbox {
+    /// Opens the outbox in a directory, or makes one.
+    ///
+    /// # Errors
+    /// The directory is unfit, held by another process, or its log cannot be read. Damage is no reason: it is set
+    /// aside, and reported in [`found`](Self::found).
+    pub fn open(options: &OutboxOptions) -> Result<Self, OutboxError> {
+        let directory = Directory::open(&options.directory)?;
+        let lock = Lock::acquire(&directory, options.lock_wait)?;
+        let identity = Identity::load_or_create(&directory)?;
+        let incarnation = clock::random_u64();
+        let changed: Arc<OnceLock<Box<dyn Fn() + Send + Sync>>> = Arc::new(OnceLock::new());
+        let log = |path: PathBuf, segment_bytes: u32, max_segments: u32| {
+            let changed = Arc::clone(&changed);
+            let wal_options = WalOptions {
+                segment_bytes,
+                max_segments,
+                outbox: identity.outbox,
+                incarnation,
+                on_change: Arc::new(move || {
+                    if let Some(changed) = changed.get() {
+                        changed();
+                    }
+                }),
+                ..WalOptions::default()
+            };
+            Wal::open(Arc::clone(&options.storage), &path, wal_options)
+                .map_err(|source| OutboxError::Log { directory: options.directory.clone(), source })
+        };
+        let max_bytes = options.max_bytes.unwrap_or_else(|| directory.default_max_bytes());
+        let segments = |bytes: u32| u32::try_from(max_bytes / u64::from(bytes)).unwrap_or(u32::MAX).max(4);
+        let (wal, recovered) = log(directory.wal(), options.segment_bytes, segments(options.segment_bytes))?;
+        let dead_segment = dead_segment_bytes(options);
+        let (dead, recovered_dead) = log(directory.dead(), dead_segment, segments(dead_segment))?;
+        let ledger = Ledger::open(&directory.ledger(), options.ledger.clone());
+        let mut damage = recovered.damage;
+        damage.extend(recovered_dead.damage);
+        let found = Found {
+            pending: recovered
+                .state
+                .routes
+                .iter()
+                .filter(|(_, pending)| pending.count > 0)
+                .map(|(route, pending)| (route.clone(), *pending))
+                .collect(),
+            last_lsn: recovered.next_lsn - 1,
+            damage,
+        };
+        Ok(Self {
+            totals: Mutex::new(Totals::recovered(recovered.state.routes.iter())),
+            settling: Mutex::new(Settling::recovered(recovered.state.settled)),
+            space: Space::new(u64::from(options.segment_bytes) / 2),
+            numbers: AtomicU64::new(1),
+            set_aside: AtomicU64::new(0),
+            directory,
+            identity,
+            incarnation,
+            wal,
+            dead,
+            ledger,
+            found,
+            changed,
+            _lock: lock,
+        })
+    }
+
+    /// Calls `changed` whenever more is durable, more space is usable, or the disk failed or was mended: on the log's
+    /// threads, so it must be cheap. Once.
+    pub fn on_change(&self, changed: impl Fn() + Send + Sync + 'static) {
+        let _ = self.changed.set(Box::new(changed));
+    }
+
+    /// What was found at opening.
+    pub fn found(&self) -> &Found {
+        &self.found
+    }
+
+    /// The outbox's id, for its whole life.
+    pub fn id(&self) -> [u8; 16] {
+        self.identity.outbox
+    }
+
+    /// Drawn at this open.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Directory {
+        &self.directory
+    }
+
+    /// The ledger.
+    pub fn ledger(&self) -> &Ledger {
+        &self.ledger
+    }
+
+    /// An id no message has had.
+    pub fn next_id(&self) -> MessageId {
+        MessageId::new(self.incarnation, self.numbers.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// Reserves the space that storing the message would take, at worst.
+    pub fn reserve(&self, message: &Outgoing, share: Share) -> Result<Reservation, NoRoom> {
+        self.space.reserve(&self.wal, Wal::footprint(EntryRef::Message(message)), share)
+    }
+
+    /// Stores a message: its place in the order is fixed when this returns; `done` is called on the log's thread once
+    /// the disk has it, or never will.
+    pub fn append(&self, message: &Outgoing, done: impl FnOnce(AppendResult) + Send + 'static) -> Lsn {
+        let lsn = self.wal.append(EntryRef::Message(message), done);
+        self.lock_totals().stored(&message.route, lsn, message.message.size() as u64, clock::unix_millis());
+        lsn
+    }
+
+    /// A stored message failed to reach the disk: it is not pending.
+    pub fn forget(&self, lsn: Lsn, message: &Outgoing) {
+        self.lock_totals().settled(&message.route, lsn, message.message.size() as u64);
+    }
+
+    /// Bytes taken by `append` and not yet written.
+    pub fn queued_bytes(&self) -> usize {
+        self.wal.queued_bytes()
+    }
+
+    /// The last LSN that the disk has.
+    pub fn durable(&self) -> Lsn {
+        self.wal.durable()
+    }
+
+    /// A durable message is delivered or dead. Settling it again changes nothing.
+    pub fn settle(&self, mark: Mark, lsn: Lsn, message: &Outgoing) {
+        let bytes = message.message.size() as u64;
+        if self.lock_settling().settle(mark, lsn, &message.route, bytes) {
+            self.lock_totals().settled(&message.route, lsn, bytes);
+        }
+    }
+
+    /// Whether a message is settled.
+    pub fn is_settled(&self, lsn: Lsn) -> bool {
+        self.lock_settling().set().contains(lsn)
+    }
+
+    /// The first LSN that is not settled.
+    pub fn first_pending(&self) -> Lsn {
+        self.lock_settling().set().prefix() + 1
+    }
+
+    /// Settlements that the log has not written yet: a kill would undo them.
+    pub fn unrecorded(&self) -> usize {
+        self.lock_settling().untold() + self.wal.unlogged_settlements()
+    }
+
+    /// Whether the log's memory of what is settled is as scattered as it may get.
+    pub fn too_scattered(&self) -> bool {
+        self.lock_settling().set().ranges() >= self.wal.max_ranges()
+    }
+
+    /// Tells the log what was settled since the last time.
+    pub fn flush_settlements(&self) {
+        // Told under the lock, so that the log hears of a settlement once and in order.
+        let mut settling = self.lock_settling();
+        for settled in settling.take() {
+            self.wal.settle(settled);
+        }
+    }
+
+    /// Reads pending messages in order, from the first one at or behind `lsn`.
+    pub fn scan(&self, lsn: Lsn) -> Scan {
+        Scan::new(self.wal.reader(), lsn)
+    }
+
+    /// Reads one message back; `None` if it was settled meanwhile and its segment is gone.
+    ///
+    /// # Errors
+    /// The log cannot be read there.
+    pub fn read(&self, lsn: Lsn, place: Option<Place>) -> Result<Option<Outgoing>, ScanError> {
+        let hint = place.or_else(|| {
+            let (_, row) = self.ledger.seek(lsn)?;
+            Some(Place { segment: row.segment, offset: row.offset, index: 0 })
+        });
+        scan::read_one(&self.wal.reader(), lsn, hint)
+    }
+
+    /// Sets aside LSNs that cannot be read: their bytes, as far as there are any, go to `damaged/`; they are settled,
+    /// counted and reported, and everything else goes on.
+    pub fn set_aside(&self, damage: &Damage) {
+        tracing::error!(
+            first = damage.first, last = damage.last, segment = damage.segment, offset = damage.offset,
+            reason = %damage.reason, "damage in the outbox: these LSNs are set aside"
+        );
+        if let Err(error) = self.directory.keep_damaged(damage, &self.wal.damaged_bytes(damage)) {
+            tracing::error!(%error, "what was damaged could not be copied to damaged/");
+        }
+        let mut settling = self.lock_settling();
+        let count = (damage.first..=damage.last).filter(|lsn| !settling.set().contains(*lsn)).count();
+        self.set_aside.fetch_add(count as u64, Ordering::Relaxed);
+        let settled = settling.give_up(damage.first, damage.last);
+        self.wal.settle(settled);
+    }
+
+    /// Appends a dead letter, and settles the message once the disk has it. `done` hears how that went, on the log's
+    /// thread; when it failed, the message is still pending.
+    pub fn bury(self: &Arc<Self>, letter: DeadLetter, done: impl FnOnce(AppendResult) + Send + 'static) {
+        let outbox = Arc::clone(self);
+        let (lsn, outgoing) = (letter.lsn, letter.outgoing.clone());
+        self.dead.append(EntryRef::Dead(&letter), move |result| {
+            if result.is_ok() {
+                outbox.settle(Mark::Dead, lsn, &outgoing);
+            }
+            done(result);
+        });
+    }
+
+    /// Counts and reasons.
+    pub fn snapshot(&self) -> Snapshot {
+        let mut totals = self.lock_totals();
+        if self.first_pending() > self.wal.durable() && self.wal.queued_bytes() == 0 {
+            totals.clear();
+        }
+        let dead = self.dead.state();
+        Snapshot {
+            pending: totals.snapshot(),
+            dead: (dead.pending_count(), dead.pending_bytes()),
+            set_aside: self.set_aside.load(Ordering::Relaxed),
+            storage: self.wal.health(),
+            ledger: self.ledger.health(),
+            reserved: self.space.reserved(),
+        }
+    }
+
+    /// Why the disk takes nothing, if it does not.
+    pub fn broken(&self) -> Option<String> {
+        self.wal.health()
+    }
+
+    /// Brings everything to the disk, seals the logs and ends their threads.
+    ///
+    /// # Errors
+    /// What was not synced may be delivered twice after a restart; nothing that was acknowledged is lost.
+    pub fn close(&self) -> Result<(), Arc<WalError>> {
+        self.flush_settlements();
+        let dead = self.dead.close();
+        let wal = self.wal.close();
+        self.ledger.close(Duration::from_secs(2));
+        wal.and(dead)
+    }
+
+    fn lock_settling(&self) -> MutexGuard<'_, Settling> {
+        self.settling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_totals(&self) -> MutexGuard<'_, Totals> {
+        self.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Dead letters are few: their segments are as small as the largest message allows.
+fn dead_segment_bytes(options: &OutboxOptions) -> u32 {
+    let least = u32::try_from(options.max_message_bytes * 4).unwrap_or(u32::MAX).next_multiple_of(4096);
+    least.max(8 << 20).min(options.segment_bytes)
+}
+
+/// Reads an outbox beside its owner, or without one: the log, never the ledger.
+pub fn open_for_reading(directory: &Path) -> Result<Directory, DirectoryError> {
+    Directory::existing(directory)
+}

@@ -9,10 +9,21 @@
 //! everything submitted behind it on its lane is reported failed, too, before anything submitted there later
 //! is accepted by the broker. A request already on the wire may still land, in order, as a duplicate.
 
+#[cfg(any(feature = "testing", feature = "redis"))]
+pub(crate) mod fence;
+#[cfg(feature = "kafka")]
+pub mod kafka;
+#[cfg(feature = "testing")]
+pub(crate) mod memory;
+#[cfg(feature = "redis")]
+pub mod redis;
+pub mod url;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use crate::failure::{Class, Failure, Scope};
 use crate::message::{Message, Outgoing, Position, Route};
 
 /// Carries messages to a broker.
@@ -125,7 +136,8 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         if let Some(recipient) = self.0.take() {
-            let failure = Failure::new(Class::Transient, Scope::Lane, "lost by the transport, which never reported on it");
+            let failure =
+                Failure::new(Class::Transient, Scope::Lane, "lost by the transport, which never reported on it");
             recipient.report(Outcome::Failed { failure: Arc::new(failure), possibly_delivered: true });
         }
     }
@@ -149,56 +161,6 @@ pub enum Outcome {
         /// Whether the broker may have it all the same.
         possibly_delivered: bool,
     },
-}
-
-/// Why messages fail: what is known, for whoever decides what happens next.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// What kind of failure it is.
-    pub class: Class,
-    /// What it concerns.
-    pub scope: Scope,
-    /// One line for people: what happened, and where it helps, what to do. Never a secret.
-    pub reason: String,
-}
-
-impl Failure {
-    /// A failure.
-    pub fn new(class: Class, scope: Scope, reason: impl Into<String>) -> Self {
-        Self { class, scope, reason: reason.into() }
-    }
-}
-
-impl fmt::Display for Failure {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.reason)
-    }
-}
-
-/// The class of a failure (DESIGN.md 5).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Class {
-    /// Passes by itself: tried again with backoff, for ever.
-    Transient,
-    /// Somebody has to mend something: tried again at the longest interval, with an alert.
-    Hold,
-    /// The broker will never take this message: judged once more alone, then a dead letter.
-    Permanent,
-    /// The transport's instance is beyond repair and was rebuilt; what it owned is pending.
-    Fatal,
-}
-
-/// What a failure concerns, and so what waits: that, and nothing wider.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Scope {
-    /// Every message of the transport.
-    Transport,
-    /// The messages of the failed one's topic or stream.
-    Route,
-    /// The messages of this partition of its topic.
-    Partition(i32),
-    /// The messages of its lane.
-    Lane,
 }
 
 /// Whether the broker can be reached, as far as the transport knows.

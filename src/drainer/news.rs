@@ -1,0 +1,301 @@
+//! What the drainer makes of its mail: blocks, probes, dead letters.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::catchup::lane_or_own;
+use super::dispatcher::{Again, route_hash};
+use super::drain::{Back, Drain};
+use super::entry::Entry;
+use super::mailbox::Mail;
+use crate::clock;
+use crate::message::{Lane, Outgoing, Position, Route};
+use crate::outbox::ledger::LaneRow;
+use crate::receipt::Fate;
+use crate::schedule::{Action, BlockKey, BlockState, Circumstances, Failed, action};
+use crate::stats::Event;
+use crate::transport::{Availability, Class, Failure, Scope};
+use crate::wal::{DeadLetter, Lsn};
+
+impl Drain {
+    pub(super) fn read(&mut self, mail: Mail, now: Instant) {
+        match mail {
+            Mail::Settled { lsn, entry, position } => self.settled(lsn, &entry, position, now),
+            Mail::Passed { route, partition } => self.passed(route, partition),
+            Mail::Returned { lsn, entry, failure } => self.take_back(lsn, &entry, &failure, now),
+            Mail::FirstFailed { route, partition, lane, failure } => {
+                self.first_failed(&route, partition, lane, &failure, now);
+            }
+            Mail::Late { route, partition } => self.late(&route, partition, now),
+            Mail::Available(availability) => self.available(availability, now),
+            Mail::RouteUp(route) => self.blocks.hurry(route, now),
+            Mail::Buried { lsn, entry, reason, error } => self.buried(lsn, &entry, reason, error, now),
+        }
+    }
+
+    fn settled(&mut self, lsn: Lsn, entry: &Entry, position: Position, now: Instant) {
+        self.pacer.acknowledged(1);
+        if let Some(key) = self.probes.remove(&lsn) {
+            self.restart_pass(key);
+            self.blocks.set_state(key, BlockState::CatchingUp);
+        }
+        self.passed(entry.route, entry.state().partition);
+        let _ = now;
+        self.dispatcher.tell(Event::Delivered {
+            id: entry.message.id,
+            lsn,
+            route: entry.message.route.clone(),
+            position,
+        });
+    }
+
+    /// Something of this route and partition was delivered: neither they nor the transport are broken.
+    fn passed(&mut self, route: u64, partition: Option<i32>) {
+        if self.blocks.is_empty() {
+            return;
+        }
+        self.transport_attempts = 0;
+        if self.blocks.get(BlockKey::Transport).is_some() {
+            self.lift(BlockKey::Transport);
+        }
+        let partition = partition.map(|partition| BlockKey::Partition(route, partition));
+        for key in [Some(BlockKey::Route(route)), partition].into_iter().flatten() {
+            let state = self.blocks.get(key).map(|block| block.state);
+            if state.is_some_and(|state| state != BlockState::CatchingUp) {
+                self.restart_pass(key);
+                self.blocks.set_state(key, BlockState::CatchingUp);
+            }
+        }
+    }
+
+    /// A stored message has failed.
+    fn take_back(&mut self, lsn: Lsn, entry: &Arc<Entry>, failure: &Arc<Failure>, now: Instant) {
+        self.dispatcher.returned(entry);
+        let probed = self.probes.remove(&lsn);
+        let message = &entry.message;
+        let attempts = probed.and_then(|key| self.blocks.get(key)).map_or(0, |block| block.attempts) + 1;
+        let circumstances = Circumstances {
+            alone: entry.alone,
+            attempts,
+            max_attempts: self.options.max_attempts,
+            on_poison: (self.options.on_poison)(&message.route.destination),
+        };
+        match action(failure, circumstances) {
+            Action::Again => {
+                if let Some(key) = probed {
+                    self.restart_pass(key);
+                    self.blocks.set_state(key, BlockState::Waiting(now));
+                }
+            }
+            Action::Wait => {
+                let key = self.key_of(failure.scope, &message.route, entry.state().partition, lane_or_own(message, lsn));
+                self.block(key, &message.route, failure, false, probed == Some(key), now);
+                if let Some(other) = probed.filter(|other| *other != key) {
+                    self.restart_pass(other);
+                    self.blocks.set_state(other, BlockState::Waiting(now));
+                }
+            }
+            Action::Suspect => {
+                let key = BlockKey::Lane(entry.route, lane_or_own(message, lsn));
+                self.block(key, &message.route, failure, true, probed == Some(key), now);
+            }
+            Action::Bury => {
+                self.bury(lsn, entry, failure, attempts, now);
+                return;
+            }
+        }
+        // What the cursor has not reached yet it will meet by itself.
+        if lsn < self.cursor {
+            self.returned.insert(lsn, Back { message: Arc::clone(message) });
+        }
+    }
+
+    /// The transport did not take a stored message.
+    pub(super) fn refused(&mut self, again: &Again, failure: &Arc<Failure>, now: Instant) {
+        if failure.class == Class::Fatal {
+            // It is being rebuilt; that takes its own time.
+            return;
+        }
+        let route = &again.message.route;
+        let partition = self.dispatcher.transport().partition(&again.message);
+        let key = self.key_of(failure.scope, route, partition, lane_or_own(&again.message, again.lsn));
+        self.block(key, route, failure, false, false, now);
+    }
+
+    fn first_failed(
+        &mut self,
+        route: &Route,
+        partition: Option<i32>,
+        lane: Option<Lane>,
+        failure: &Arc<Failure>,
+        now: Instant,
+    ) {
+        let key = match (failure.class, failure.scope, lane) {
+            (Class::Fatal, ..) | (_, Scope::Lane, None) => return,
+            (Class::Permanent, _, Some(lane)) => BlockKey::Lane(route_hash(route), lane),
+            (Class::Permanent, _, None) => return,
+            (_, scope, lane) => self.key_of(scope, route, partition, lane.unwrap_or(Lane(0))),
+        };
+        self.block(key, route, failure, failure.class == Class::Permanent, false, now);
+    }
+
+    fn late(&mut self, route: &Route, partition: Option<i32>, now: Instant) {
+        let scope = partition.map_or(Scope::Transport, Scope::Partition);
+        let failure = Arc::new(Failure::new(Class::Transient, scope, "no acknowledgement within the deadline"));
+        let key = self.key_of(scope, route, partition, Lane(0));
+        if self.blocks.get(key).is_none() {
+            self.block(key, route, &failure, false, false, now);
+        }
+    }
+
+    fn available(&mut self, availability: Availability, now: Instant) {
+        let transport = Arc::clone(self.dispatcher.name());
+        match availability {
+            Availability::Up => {
+                self.dispatcher.gate().set_down(false);
+                if self.down.take().is_some() {
+                    tracing::info!(%transport, "the broker can be reached again");
+                    self.dispatcher.tell(Event::Up { transport });
+                    self.pacer.failed();
+                }
+                if self.blocks.get(BlockKey::Transport).is_some() {
+                    self.blocks.set_state(BlockKey::Transport, BlockState::Waiting(now));
+                }
+            }
+            Availability::Down(failure) => {
+                self.dispatcher.gate().set_down(true);
+                if self.down.as_ref().is_none_or(|known| known.reason != failure.reason) {
+                    tracing::warn!(%transport, reason = %failure, "the broker cannot be reached; messages are stored");
+                    self.dispatcher.tell(Event::Down { transport, reason: failure.reason.clone() });
+                }
+                self.down = Some(failure);
+            }
+        }
+        self.view_changed = true;
+    }
+
+    fn key_of(&self, scope: Scope, route: &Route, partition: Option<i32>, lane: Lane) -> BlockKey {
+        let hash = self.dispatcher.route_hash(route);
+        match (scope, partition) {
+            (Scope::Transport, _) => BlockKey::Transport,
+            (Scope::Route, _) => BlockKey::Route(hash),
+            (Scope::Partition(partition), _) => BlockKey::Partition(hash, partition),
+            (Scope::Lane, _) => BlockKey::Lane(hash, lane),
+        }
+    }
+
+    /// Blocks, or blocks anew. Of many messages that fail together only the first counts as a failed try; the one
+    /// that was tried by itself always does.
+    fn block(
+        &mut self,
+        key: BlockKey,
+        route: &Route,
+        failure: &Arc<Failure>,
+        alone: bool,
+        probed: bool,
+        now: Instant,
+    ) {
+        let known = self.blocks.get(key);
+        let again = known.is_some_and(|block| match block.state {
+            BlockState::Waiting(_) => block.alone || !alone,
+            BlockState::Probing(_) => !probed && key != BlockKey::Transport,
+            BlockState::CatchingUp => false,
+        });
+        if again {
+            return;
+        }
+        let earlier = match key {
+            BlockKey::Lane(route, lane) => self.earlier.remove(&(route, lane.hash())).unwrap_or(0),
+            BlockKey::Transport => self.transport_attempts,
+            BlockKey::Route(_) | BlockKey::Partition(..) => 0,
+        };
+        let unix_millis = clock::unix_millis();
+        let failed = Failed { failure, alone, now, unix_millis, earlier_attempts: earlier };
+        let key = self.blocks.fail(key, route, failed, &mut self.rng);
+        self.restart_pass(key);
+        self.dispatcher.gate().block(key);
+        self.view_changed = true;
+        let Some(block) = self.blocks.get(key) else { return };
+        let (attempts, class, reason) = (block.attempts, block.class, block.reason.clone());
+        match key {
+            BlockKey::Transport => {
+                self.transport_attempts = attempts;
+                self.pacer.failed();
+            }
+            BlockKey::Lane(route, lane) => {
+                let row = LaneRow {
+                    attempts,
+                    class: class as u8,
+                    first_failure: block.since,
+                    last_failure: unix_millis,
+                    error: reason.clone(),
+                };
+                self.dispatcher.outbox().ledger().set_lane(route, lane.hash(), row);
+            }
+            BlockKey::Route(_) | BlockKey::Partition(..) => {}
+        }
+        if attempts.is_power_of_two() {
+            tracing::warn!(
+                transport = %self.dispatcher.name(), %route, attempts, class = class.name(), %reason,
+                "delivery failed; it is tried again"
+            );
+        }
+        self.dispatcher.tell(Event::Retrying { route: route.clone(), attempts, class, reason });
+    }
+
+    /// Writes a dead letter. Until the disk has it, the lane waits as for a probe.
+    fn bury(&mut self, lsn: Lsn, entry: &Arc<Entry>, failure: &Arc<Failure>, attempts: u32, now: Instant) {
+        let message = &entry.message;
+        let key = BlockKey::Lane(entry.route, lane_or_own(message, lsn));
+        if self.blocks.get(key).is_none() {
+            self.block(key, &message.route, failure, true, false, now);
+        }
+        self.blocks.set_state(key, BlockState::Probing(lsn));
+        self.probes.insert(lsn, key);
+        let unix_millis = clock::unix_millis();
+        let first_failure = self.blocks.get(key).map_or(unix_millis, |block| block.since);
+        let letter = DeadLetter {
+            lsn,
+            outgoing: Outgoing::clone(message),
+            reason: failure.reason.clone(),
+            attempts,
+            first_failure,
+            last_failure: unix_millis,
+        };
+        let (dispatcher, buried) = (Arc::clone(&self.dispatcher), Arc::clone(entry));
+        let reason = failure.reason.clone();
+        self.dispatcher.outbox().bury(letter, move |result| {
+            let error = result.err().map(|error| error.to_string());
+            dispatcher.mailbox().post(Mail::Buried { lsn, entry: buried, reason, error });
+        });
+    }
+
+    fn buried(&mut self, lsn: Lsn, entry: &Arc<Entry>, reason: String, error: Option<String>, now: Instant) {
+        let message = &entry.message;
+        let key = BlockKey::Lane(entry.route, lane_or_own(message, lsn));
+        self.probes.remove(&lsn);
+        match error {
+            None => {
+                self.dispatcher.uncount(message);
+                self.count_dead();
+                tracing::error!(
+                    id = %message.id, lsn, route = %message.route, %reason,
+                    "the broker will never take this message: it is in the dead letters"
+                );
+                self.dispatcher.fate(lsn, || Fate::Dead(reason.clone()));
+                let (id, route) = (message.id, message.route.clone());
+                self.dispatcher.tell(Event::DeadLettered { id, lsn, route, reason });
+                self.restart_pass(key);
+                self.blocks.set_state(key, BlockState::CatchingUp);
+            }
+            Some(error) => {
+                let why = format!("no dead letter could be written ({error}) for: {reason}");
+                let failure = Arc::new(Failure::new(Class::Hold, Scope::Lane, why));
+                self.blocks.set_state(key, BlockState::CatchingUp);
+                self.block(key, &message.route, &failure, true, false, now);
+                self.returned.insert(lsn, Back { message: Arc::clone(message) });
+            }
+        }
+    }
+
+}

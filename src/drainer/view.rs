@@ -1,0 +1,82 @@
+//! What others may see of the drainer: why routes wait.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::drain::Drain;
+use crate::clock;
+use crate::message::Route;
+use crate::schedule::BlockKey;
+use crate::stats::BlockedStats;
+
+/// Reasons, as the drainer last told them.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// Why the broker cannot be reached, and since when (milliseconds since 1970).
+    pub down: Option<(String, i64)>,
+    /// Why the whole transport waits, though its broker can be reached.
+    pub transport: Option<BlockedStats>,
+    /// Why routes wait.
+    pub routes: HashMap<Route, BlockedStats>,
+    /// The last error of each route, also when it has passed.
+    pub last_errors: HashMap<Route, Arc<str>>,
+    /// Why the log cannot be read.
+    pub read_error: Option<String>,
+}
+
+/// Routes whose last error is kept.
+const LAST_ERRORS: usize = 1_000;
+
+impl Drain {
+    /// Whether something changed since the last publication.
+    pub fn is_view_old(&self) -> bool {
+        self.view_changed
+    }
+
+    /// Brings the view up to date.
+    pub fn publish(&mut self) {
+        if !std::mem::take(&mut self.view_changed) {
+            return;
+        }
+        let mut view = self.dispatcher.view();
+        view.down = self.down.as_ref().map(|failure| {
+            let since = view.down.as_ref().map_or_else(clock::unix_millis, |(_, since)| *since);
+            (failure.reason.clone(), since)
+        });
+        view.read_error = self.read_error().map(ToString::to_string);
+        view.transport = None;
+        view.routes.clear();
+        for (key, block) in self.blocks.iter() {
+            let Some(since) = clock::system_time(block.since) else { continue };
+            let stats = BlockedStats {
+                reason: block.reason.clone(),
+                class: block.class,
+                since,
+                waiting: block.waiting,
+                blocks: 1,
+                attempts: block.attempts,
+            };
+            if key == BlockKey::Transport {
+                view.transport = Some(stats);
+                continue;
+            }
+            if view.last_errors.len() < LAST_ERRORS || view.last_errors.contains_key(&block.route) {
+                view.last_errors.insert(block.route.clone(), block.reason.as_str().into());
+            }
+            match view.routes.get_mut(&block.route) {
+                None => {
+                    view.routes.insert(block.route.clone(), stats);
+                }
+                Some(known) => {
+                    known.waiting += stats.waiting;
+                    known.blocks += 1;
+                    known.since = known.since.min(stats.since);
+                    if stats.attempts > known.attempts {
+                        (known.attempts, known.reason, known.class) = (stats.attempts, stats.reason, stats.class);
+                    }
+                }
+            }
+        }
+        self.dispatcher.set_view(view);
+    }
+}

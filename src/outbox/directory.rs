@@ -1,0 +1,350 @@
+//! The outbox's directory: whose it is, what lies in it, and who has it open.
+//!
+//! ```text
+//! LOCK        who has the outbox open            wal/      the log
+//! IDENTITY    which outbox it is, its format     dead/     dead letters
+//! status      the owner's counts and reasons     ledger/N/ the sled database over the log
+//!                                                damaged/  what was set aside
+//! ```
+//!
+//! Assumes that the directory's ancestors are the operator's care. Refuses, before it writes anything, what would
+//! let the outbox's bytes go elsewhere, be somebody else's, or be misread; each [`DirectoryError`] names the path,
+//! what was found there and what would be right. No message has been accepted when it does.
+
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{Access, AtFlags, CWD, accessat};
+
+use super::files::{self, Owner};
+use super::identity::{self, FORMAT_VERSION, Identity, OutboxId};
+use super::lock::{self, Holder, Lock};
+
+mod error;
+
+pub use error::DirectoryError;
+
+/// Where everything lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Paths {
+    root: PathBuf,
+}
+
+impl Paths {
+    /// Makes the path absolute, so that a later `chdir` moves nothing, and takes off slashes at its end, behind
+    /// which a symbolic link would be followed.
+    fn new(path: &Path) -> Result<Self, DirectoryError> {
+        let root = std::path::absolute(path).map_err(|error| DirectoryError::io(path, "find", error))?;
+        Ok(Self { root: root.components().collect() })
+    }
+
+    /// The outbox's directory.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The log.
+    pub fn wal(&self) -> PathBuf {
+        self.root.join("wal")
+    }
+
+    /// The dead letters.
+    pub fn dead(&self) -> PathBuf {
+        self.root.join("dead")
+    }
+
+    /// The ledger's directories.
+    pub fn ledger(&self) -> PathBuf {
+        self.root.join("ledger")
+    }
+
+    /// What was set aside.
+    pub fn damaged(&self) -> PathBuf {
+        self.root.join("damaged")
+    }
+
+    /// The owner's report.
+    pub fn status(&self) -> PathBuf {
+        self.root.join("status")
+    }
+
+    fn identity(&self) -> PathBuf {
+        self.root.join("IDENTITY")
+    }
+
+    fn lock(&self) -> PathBuf {
+        self.root.join("LOCK")
+    }
+
+    /// The directories that the outbox makes.
+    fn made(&self) -> [PathBuf; 4] {
+        [self.wal(), self.dead(), self.ledger(), self.damaged()]
+    }
+}
+
+/// Names that an outbox without an `IDENTITY` may have in it: one whose making was cut short. `held` is reserved.
+/// A file system's own names are nobody's.
+const OWN_NAMES: [&str; 11] = [
+    "LOCK",
+    "IDENTITY",
+    "IDENTITY.tmp",
+    "status",
+    "status.tmp",
+    "wal",
+    "dead",
+    "held",
+    "ledger",
+    "damaged",
+    "lost+found",
+];
+
+/// Asks the log in a directory for the outbox id.
+pub type AskLog<'a> = &'a dyn Fn(&Path) -> Option<OutboxId>;
+
+/// How an outbox is opened.
+#[derive(Default)]
+pub struct DirectoryOptions<'a> {
+    /// How long to wait for another process that has the outbox open: a rolling deployment's successor. Default 0.
+    pub lock_wait: Duration,
+    /// Called under the lock if `IDENTITY` is lost.
+    pub id_from_log: Option<AskLog<'a>>,
+}
+
+/// An outbox's directory, open: this process alone has it until this is dropped.
+#[derive(Debug)]
+pub struct Directory {
+    paths: Paths,
+    id: OutboxId,
+    created: bool,
+    _lock: Lock,
+}
+
+impl Directory {
+    /// Opens an outbox's directory, or makes it, and holds its lock. Everything it makes is durable on return.
+    ///
+    /// # Errors
+    /// See [`DirectoryError`].
+    pub fn open(path: &Path, options: &DirectoryOptions<'_>) -> Result<Self, DirectoryError> {
+        let paths = Paths::new(path)?;
+        if exists(paths.root())? {
+            inspect_root(&paths)?;
+        } else {
+            create_with_ancestors(paths.root())?;
+        }
+        let lock = Lock::acquire(&paths.lock(), options.lock_wait)?;
+        // Once more: who had the lock until now may have changed everything.
+        let identity = inspect_root(&paths)?;
+        files::create_directory(paths.root())?;
+        let has_log = has_segments(&paths)?;
+        for directory in paths.made() {
+            files::create_directory(&directory)?;
+        }
+        let (id, created) = settle_identity(&paths, identity, has_log, options)?;
+        files::sync_directory(paths.root())?;
+        Ok(Self { paths, id, created, _lock: lock })
+    }
+
+    /// Where everything lies.
+    pub fn paths(&self) -> &Paths {
+        &self.paths
+    }
+
+    /// Which outbox it is.
+    pub fn id(&self) -> &OutboxId {
+        &self.id
+    }
+
+    /// Whether it was made just now.
+    pub fn created(&self) -> bool {
+        self.created
+    }
+}
+
+/// What can be told of an outbox without opening it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inspected {
+    /// Where everything lies.
+    pub paths: Paths,
+    /// Which outbox it is, if `IDENTITY` can be read.
+    pub id: Option<OutboxId>,
+    /// Who has it open.
+    pub holder: Option<Holder>,
+}
+
+impl Inspected {
+    /// Looks at an outbox, beside a live owner if there is one, and writes nothing. Whose it is does not matter.
+    ///
+    /// # Errors
+    /// There is none, or one of a newer format; see [`DirectoryError`].
+    pub fn at(path: &Path) -> Result<Self, DirectoryError> {
+        let paths = Paths::new(path)?;
+        let root = paths.root();
+        if !exists(root)? {
+            return Err(DirectoryError::Missing { path: root.into() });
+        }
+        files::check_directory(root, &metadata(root)?, Owner::Any)?;
+        let identity = identity::read(&paths.identity(), Owner::Any)?;
+        let id = match identity {
+            Identity::Known { id, .. } => Some(id),
+            Identity::Damaged => None,
+            Identity::Missing if exists(&paths.wal())? => None,
+            Identity::Missing => return Err(DirectoryError::Missing { path: root.into() }),
+            Identity::Newer { version } => return Err(newer(&paths, version)),
+        };
+        Ok(Self { holder: lock::holder(&paths.lock())?, id, paths })
+    }
+}
+
+fn newer(paths: &Paths, found: u32) -> DirectoryError {
+    DirectoryError::NewerFormat { path: paths.identity(), found, supported: FORMAT_VERSION }
+}
+
+fn metadata(path: &Path) -> Result<Metadata, DirectoryError> {
+    fs::symlink_metadata(path).map_err(|error| DirectoryError::io(path, "look at", error))
+}
+
+fn exists(path: &Path) -> Result<bool, DirectoryError> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+            let found = "path through a plain file";
+            Err(DirectoryError::NotADirectory { path: path.into(), found })
+        }
+        Err(error) => Err(DirectoryError::io(path, "look at", error)),
+    }
+}
+
+/// Refuses a directory that must not be used, and says what its `IDENTITY` has. Reads only.
+fn inspect_root(paths: &Paths) -> Result<Identity, DirectoryError> {
+    let root = paths.root();
+    let metadata = metadata(root)?;
+    files::check_directory(root, &metadata, Owner::Checked)?;
+    let needed = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
+    if let Err(errno) = accessat(CWD, root, needed, AtFlags::EACCESS) {
+        return Err(DirectoryError::ReadOnly { path: root.into(), reason: errno.into() });
+    }
+    let identity = identity::read(&paths.identity(), Owner::Checked)?;
+    if let Identity::Newer { version } = identity {
+        return Err(newer(paths, version));
+    }
+    inspect_names(paths, &metadata, identity == Identity::Missing)?;
+    for directory in paths.made() {
+        if exists(&directory)? {
+            files::check_directory(&directory, &self::metadata(&directory)?, Owner::Checked)?;
+        }
+    }
+    for directory in [paths.wal(), paths.dead()] {
+        inspect_files(&directory)?;
+    }
+    Ok(identity)
+}
+
+fn inspect_names(paths: &Paths, metadata: &Metadata, unknown: bool) -> Result<(), DirectoryError> {
+    let root = paths.root();
+    let mut empty = true;
+    for name in names(root)? {
+        // The lock file is made before this is looked at once more, and is checked by itself.
+        empty &= matches!(name.as_str(), "LOCK" | "lost+found") || name.starts_with('.');
+        if unknown && !OWN_NAMES.contains(&name.as_str()) && !name.starts_with('.') {
+            return Err(DirectoryError::NotAnOutbox { path: root.into(), found: name });
+        }
+    }
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o022 != 0 && !empty {
+        return Err(DirectoryError::OpenToOthers { path: root.into(), mode });
+    }
+    Ok(())
+}
+
+/// Every file of a log is plain, has one name, and is ours: segments are written in place.
+fn inspect_files(directory: &Path) -> Result<(), DirectoryError> {
+    if !exists(directory)? {
+        return Ok(());
+    }
+    for name in names(directory)? {
+        let path = directory.join(name);
+        match fs::symlink_metadata(&path) {
+            Ok(metadata) => files::check_file(&path, &metadata, Owner::Checked)?,
+            // The one who holds the lock until now recycles.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(DirectoryError::io(&path, "look at", error)),
+        }
+    }
+    Ok(())
+}
+
+fn names(directory: &Path) -> Result<Vec<String>, DirectoryError> {
+    let failed = |error| DirectoryError::io(directory, "list", error);
+    fs::read_dir(directory)
+        .map_err(failed)?
+        .map(|entry| entry.map(|entry| entry.file_name().to_string_lossy().into_owned()).map_err(failed))
+        .collect()
+}
+
+fn has_segments(paths: &Paths) -> Result<bool, DirectoryError> {
+    for directory in [paths.wal(), paths.dead()] {
+        if exists(&directory)? && names(&directory)?.iter().any(|name| !name.starts_with("free-")) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Makes a directory and those above it that are missing, and makes their names durable.
+fn create_with_ancestors(path: &Path) -> Result<(), DirectoryError> {
+    let Some(parent) = path.parent() else { return files::create_directory(path) };
+    if !exists(parent)? {
+        create_with_ancestors(parent)?;
+    }
+    files::create_directory(path)?;
+    files::sync_directory(parent)
+}
+
+/// The outbox's id, and whether it is new: read, drawn, or (where the file was lost) asked of the log.
+fn settle_identity(
+    paths: &Paths,
+    identity: Identity,
+    has_log: bool,
+    options: &DirectoryOptions<'_>,
+) -> Result<(OutboxId, bool), DirectoryError> {
+    let path = paths.identity();
+    let found = match identity {
+        Identity::Known { id, whole: true } => return Ok((id, false)),
+        Identity::Newer { version } => return Err(newer(paths, version)),
+        Identity::Known { id, whole: false } => {
+            tracing::warn!(path = %path.display(), "one of the two lines of IDENTITY was damaged; both are written anew");
+            set_aside(paths)?;
+            identity::write(&path, &id)?;
+            return Ok((id, false));
+        }
+        Identity::Missing => "missing",
+        Identity::Damaged => "damaged",
+    };
+    let id = if has_log {
+        let asked = options.id_from_log.and_then(|ask| ask(&paths.wal()));
+        let id = asked.ok_or_else(|| DirectoryError::DamagedIdentity { path: path.clone(), found })?;
+        tracing::warn!(path = %path.display(), found, "IDENTITY is written anew from the log");
+        id
+    } else {
+        identity::draw(&path)?
+    };
+    if found == "damaged" {
+        set_aside(paths)?;
+    }
+    identity::write(&path, &id)?;
+    Ok((id, !has_log))
+}
+
+/// Keeps a damaged `IDENTITY` for people to look at.
+fn set_aside(paths: &Paths) -> Result<(), DirectoryError> {
+    let millis = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+    let kept = paths.damaged().join(format!("IDENTITY-{millis}"));
+    fs::copy(paths.identity(), &kept).map(|_| ()).map_err(|error| DirectoryError::io(&kept, "write", error))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,115 @@
+//! The file `LOCK`: at most one process owns an outbox.
+//!
+//! An advisory `flock(2)`, which the kernel releases however the process ends; so a lock left behind by a crash is
+//! not there. The owner's pid lies inside for people to read: nothing is decided by it. The file is never removed,
+//! since the next process would then lock one file and a waiting one another.
+//!
+//! Assumes a file system on which `flock` works (on NFS: Linux turns it into a lock the server knows). Refuses to
+//! take a lock away from anybody.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+use super::directory::DirectoryError;
+use super::files::{self, Owner};
+
+/// How often a held lock is tried again. `flock` knows no deadline; one that blocks could only be ended by a
+/// signal, which is not a library's to send.
+const POLL: Duration = Duration::from_millis(20);
+
+/// How long a held lock is tried again even if nobody asked to wait: tools hold it for a moment to find out
+/// whether anybody does, and must not make a producer's start fail.
+const GRACE: Duration = Duration::from_millis(100);
+
+/// Bytes of the pid file that are looked at.
+const PID_BYTES: u64 = 32;
+
+/// Who holds an outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Its process id, if it had time to write it; in its own pid namespace.
+    pub pid: Option<u32>,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.pid {
+            Some(pid) if pid == std::process::id() => write!(f, "this very process (pid {pid})"),
+            Some(pid) => write!(f, "the process with pid {pid}"),
+            None => f.write_str("another process"),
+        }
+    }
+}
+
+/// The held lock; dropped, it is free.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+}
+
+impl Lock {
+    /// Takes the lock, and waits up to `wait` for whoever holds it.
+    pub fn acquire(path: &Path, wait: Duration) -> Result<Self, DirectoryError> {
+        let mut file = files::open_or_create(path)?;
+        let begun = Instant::now();
+        while !try_lock(path, &file, FlockOperation::NonBlockingLockExclusive)? {
+            let left = wait.max(GRACE).saturating_sub(begun.elapsed());
+            if left.is_zero() {
+                let pid = read_pid(&mut file);
+                return Err(DirectoryError::Held { path: path.into(), holder: Holder { pid }, waited: wait });
+            }
+            thread::sleep(POLL.min(left));
+        }
+        write_pid(&mut file).map_err(|error| DirectoryError::io(path, "write", error))?;
+        Ok(Self { file })
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Both may fail without harm: a stale pid is only read while the lock is held, and closing the file frees
+        // the lock. Unless the process has forked: then the child would keep it, hence the explicit release.
+        let _ = self.file.set_len(0);
+        let _ = flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
+/// Who holds the lock, `None` if nobody does.
+pub fn holder(path: &Path) -> Result<Option<Holder>, DirectoryError> {
+    let Some(mut file) = files::open_existing(path, Owner::Any)? else { return Ok(None) };
+    if try_lock(path, &file, FlockOperation::NonBlockingLockShared)? {
+        return Ok(None);
+    }
+    Ok(Some(Holder { pid: read_pid(&mut file) }))
+}
+
+fn try_lock(path: &Path, file: &File, operation: FlockOperation) -> Result<bool, DirectoryError> {
+    loop {
+        match flock(file, operation) {
+            Ok(()) => return Ok(true),
+            Err(Errno::WOULDBLOCK) => return Ok(false),
+            Err(Errno::INTR) => {}
+            Err(errno) => return Err(DirectoryError::io(path, "lock", errno.into())),
+        }
+    }
+}
+
+fn write_pid(file: &mut File) -> std::io::Result<()> {
+    file.set_len(0)?;
+    file.seek(SeekFrom::Start(0))?;
+    writeln!(file, "{}", std::process::id())
+}
+
+fn read_pid(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.seek(SeekFrom::Start(0)).ok()?;
+    file.take(PID_BYTES).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}

@@ -1,0 +1,82 @@
+//! Space in the outbox, reserved before a message is handed to the broker, so that a failed first attempt always
+//! finds room.
+//!
+//! Reserved means: in segments that are allocated. What is stored first may not use the last segment, so that a
+//! backlog leaves room for the first attempts of healthy lanes.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+use crate::wal::Wal;
+
+/// Whom space is reserved for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Share {
+    /// A first attempt: it may use all there is.
+    FirstAttempt,
+    /// A message that is stored at once: it leaves one segment to first attempts.
+    Stored,
+}
+
+/// Why nothing could be reserved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NoRoom {
+    /// The outbox or the disk is full for now.
+    Full,
+    /// The disk does not work.
+    Broken(String),
+}
+
+/// Space that is kept free for one message, until this is dropped.
+#[derive(Debug)]
+pub struct Reservation {
+    bytes: u64,
+    reserved: Arc<AtomicU64>,
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.reserved.fetch_sub(self.bytes, Ordering::AcqRel);
+    }
+}
+
+/// The account.
+#[derive(Debug)]
+pub struct Space {
+    reserved: Arc<AtomicU64>,
+    /// What stored messages leave to first attempts; also prepared ahead of need.
+    share: u64,
+}
+
+impl Space {
+    /// Nothing is reserved; `share` bytes are for first attempts alone.
+    pub fn new(share: u64) -> Self {
+        Self { reserved: Arc::new(AtomicU64::new(0)), share }
+    }
+
+    /// Reserves `bytes`, or asks for more to be prepared and says why there is none yet.
+    pub fn reserve(&self, wal: &Wal, bytes: u64, share: Share) -> Result<Reservation, NoRoom> {
+        let before = self.reserved.fetch_add(bytes, Ordering::AcqRel);
+        // Dropped on the way out, this gives the bytes back.
+        let reservation = Reservation { bytes, reserved: Arc::clone(&self.reserved) };
+        let wanted = before + bytes;
+        let usable = wal.usable();
+        if wanted + self.share > usable {
+            wal.request(wanted + self.share);
+        }
+        let limit = match share {
+            Share::FirstAttempt => usable,
+            Share::Stored if wal.can_grow() => usable,
+            Share::Stored => usable.saturating_sub(self.share),
+        };
+        if wanted <= limit {
+            return Ok(reservation);
+        }
+        Err(wal.storage_fault().map_or(NoRoom::Full, NoRoom::Broken))
+    }
+
+    /// Bytes reserved now.
+    pub fn reserved(&self) -> u64 {
+        self.reserved.load(Ordering::Acquire)
+    }
+}

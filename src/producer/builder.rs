@@ -1,0 +1,412 @@
+//! From a configuration to a running producer. Everything is checked before a file is touched.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+
+use super::Producer;
+use super::admission::Admission;
+use super::core::{Bell, Core, Line, RoutePlan};
+use super::housekeeper;
+use crate::clock;
+use crate::config::{Config, EVENTS, Mode, OnPoison, Order, RouteConfig, TransportConfig};
+use crate::drainer::{self, Dispatcher, DispatcherOptions, DrainOptions, Mail, WindowLimits, route_hash};
+use crate::message::Route;
+use crate::outbox::{DirectoryError, Outbox, OutboxError, OutboxOptions, StatusFile};
+use crate::schedule::Backoff;
+use crate::stats::Event;
+use crate::transport::{self, BrokerUrl, Monitor, Transport};
+
+/// What kind of reason kept a producer from opening.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OpenErrorKind {
+    /// The configuration is wrong. No file was touched.
+    Config,
+    /// Another process has the outbox open, which was left as it is.
+    Held {
+        /// Its process id, if it had time to write it down.
+        pid: Option<u32>,
+    },
+    /// The directory is not fit to hold an outbox: a newer format, a foreign owner, a symlink, read-only.
+    Directory,
+    /// The log cannot be opened.
+    Storage,
+    /// A transport or thread cannot start.
+    Transport,
+}
+
+/// Why a producer could not be opened. Nothing in the outbox was changed.
+#[derive(Debug)]
+pub struct OpenError {
+    kind: OpenErrorKind,
+    text: String,
+}
+
+impl OpenError {
+    pub(super) fn new(kind: OpenErrorKind, text: impl Into<String>) -> Self {
+        Self { kind, text: text.into() }
+    }
+
+    /// What kind of reason it is.
+    pub fn kind(&self) -> OpenErrorKind {
+        self.kind
+    }
+}
+
+impl fmt::Display for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for OpenError {}
+
+impl From<OutboxError> for OpenError {
+    fn from(error: OutboxError) -> Self {
+        let kind = match &error {
+            OutboxError::Directory(DirectoryError::Held { holder, .. }) => OpenErrorKind::Held { pid: holder.pid },
+            OutboxError::Directory(_) => OpenErrorKind::Directory,
+            OutboxError::Log { .. } => OpenErrorKind::Storage,
+        };
+        Self::new(kind, error.to_string())
+    }
+}
+
+/// Makes a [`Producer`].
+///
+/// ```no_run
+/// # async fn f() -> Result<(), outlast::OpenError> {
+/// use outlast::{Mode, Producer};
+/// let producer = Producer::builder()
+///     .outbox("/var/lib/orders/outbox")
+///     .url("kafka://broker:9092")
+///     .mode(Mode::WriteAhead)
+///     .open()
+///     .await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Default)]
+#[must_use = "a builder does nothing until it is opened"]
+pub struct Builder {
+    config: Config,
+    custom: Vec<(Arc<str>, Arc<dyn Transport>)>,
+    password: Option<String>,
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl Builder {
+    /// Takes all settings from a configuration; later calls change single ones.
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// The outbox's directory, made if it is not there.
+    pub fn outbox(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.config.outbox = directory.into();
+        self
+    }
+
+    /// Adds a broker, named by the scheme of its URL.
+    pub fn url(mut self, url: impl Into<String>) -> Self {
+        self.config.transports.push(TransportConfig { name: None, url: url.into(), password: None });
+        self
+    }
+
+    /// Adds a broker under a name, for messages that say [`via`](crate::Message::via).
+    pub fn transport(mut self, name: impl Into<Arc<str>>, url: impl Into<String>) -> Self {
+        let name = Some(name.into());
+        self.config.transports.push(TransportConfig { name, url: url.into(), password: None });
+        self
+    }
+
+    /// Adds a transport of one's own, behind those with URLs.
+    pub fn custom_transport(mut self, name: impl Into<Arc<str>>, transport: Arc<dyn Transport>) -> Self {
+        self.custom.push((name.into(), transport));
+        self
+    }
+
+    /// The password for brokers whose URL and configuration have none.
+    pub fn password(mut self, password: impl Into<String>) -> Self {
+        self.password = Some(password.into());
+        self
+    }
+
+    /// The mode of routes that do not say.
+    pub fn mode(mut self, mode: Mode) -> Self {
+        self.config.mode = mode;
+        self
+    }
+
+    /// What happens to poison on routes that do not say.
+    pub fn on_poison(mut self, on_poison: OnPoison) -> Self {
+        self.config.on_poison = on_poison;
+        self
+    }
+
+    /// Settings of one route.
+    pub fn route(mut self, route: RouteConfig) -> Self {
+        self.config.routes.push(route);
+        self
+    }
+
+    /// How long opening waits for another process to let go of the outbox.
+    pub fn lock_wait(mut self, wait: Duration) -> Self {
+        self.config.lock_wait = wait;
+        self
+    }
+
+    /// How long a first attempt may take before the message is stored as well.
+    pub fn first_attempt(mut self, deadline: Duration) -> Self {
+        self.config.first_attempt = deadline;
+        self
+    }
+
+    /// How long `send` waits for space in a full outbox.
+    pub fn space_wait(mut self, wait: Duration) -> Self {
+        self.config.space_wait = wait;
+        self
+    }
+
+    /// The outbox's size in bytes.
+    pub fn max_bytes(mut self, bytes: u64) -> Self {
+        self.config.max_bytes = Some(bytes);
+        self
+    }
+
+    /// Bytes of key, headers and payload of one message.
+    pub fn max_message_bytes(mut self, bytes: usize) -> Self {
+        self.config.max_message_bytes = bytes;
+        self
+    }
+
+    /// The size of a segment in bytes.
+    pub fn segment_bytes(mut self, bytes: u32) -> Self {
+        self.config.segment_bytes = bytes;
+        self
+    }
+
+    /// Attempts after which a message goes to the dead letters; without it there is no limit.
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.config.max_attempts = Some(attempts);
+        self
+    }
+
+    /// Stored messages delivered a second, at most.
+    pub fn drain_rate(mut self, per_second: u32) -> Self {
+        self.config.drain_rate = Some(per_second);
+        self
+    }
+
+    /// Opens the outbox and starts delivering what is pending in it.
+    ///
+    /// # Errors
+    /// See [`OpenErrorKind`]. The broker need not be there: that is no error.
+    ///
+    /// # Cancel safety
+    /// Opening happens on a thread of its own; dropped half-way, it is completed there and closed again.
+    pub async fn open(self) -> Result<Producer, OpenError> {
+        let (sender, opened) = tokio::sync::oneshot::channel();
+        let spawned = std::thread::Builder::new().name("outlast-open".into()).spawn(move || {
+            let _ = sender.send(self.open_blocking());
+        });
+        spawned.map_err(|error| OpenError::new(OpenErrorKind::Transport, format!("no thread: {error}")))?;
+        opened.await.unwrap_or_else(|_| Err(OpenError::new(OpenErrorKind::Transport, "opening was cut short")))
+    }
+
+    /// As [`open`](Self::open), and blocks meanwhile.
+    ///
+    /// # Errors
+    /// As `open`.
+    pub fn open_blocking(self) -> Result<Producer, OpenError> {
+        let transports = self.check()?;
+        let config = self.config;
+        let outbox = Arc::new(Outbox::open(&OutboxOptions {
+            lock_wait: config.lock_wait,
+            segment_bytes: config.segment_bytes,
+            max_bytes: config.max_bytes,
+            max_message_bytes: config.max_message_bytes,
+            ..OutboxOptions::new(config.outbox.clone())
+        })?);
+        let (events, _) = broadcast::channel(EVENTS);
+        let lines: Vec<Line> = transports
+            .into_iter()
+            .map(|(name, order, transport)| make_line(&config, &outbox, &events, name, order, transport))
+            .collect();
+        let core = Arc::new(Core {
+            status: Mutex::new(StatusFile::new(outbox.directory().paths().status())),
+            outbox,
+            lines,
+            admission: Admission::default(),
+            closed: AtomicBool::new(false),
+            bell: Arc::new(Bell::default()),
+            events,
+            threads: Mutex::default(),
+            stop: AtomicBool::new(false),
+            config,
+        });
+        start(&core)?;
+        tell_of_backlog(&core);
+        Ok(Producer::new(core))
+    }
+
+    /// Checks everything that can be checked without touching a file. Returns the transports.
+    fn check(&self) -> Result<Vec<(Arc<str>, Order, Arc<dyn Transport>)>, OpenError> {
+        let wrong = |text: String| OpenError::new(OpenErrorKind::Config, text);
+        self.config.validate().map_err(|error| wrong(error.to_string()))?;
+        let mut transports: Vec<(Arc<str>, Order, Arc<dyn Transport>)> = Vec::new();
+        for given in &self.config.transports {
+            let password = given.password.as_deref().or(self.password.as_deref());
+            let url: BrokerUrl = given.url.parse().map_err(|error: transport::UrlError| wrong(error.to_string()))?;
+            let url = url.or_password(password);
+            let name = given.name.clone().unwrap_or_else(|| url.transport_name().into());
+            let order = match url.scheme() {
+                transport::Scheme::Kafka => Order::Key,
+                transport::Scheme::Redis | transport::Scheme::Rediss => Order::Route,
+            };
+            let made = transport::connect(&url, &name).map_err(|error| wrong(error.to_string()))?;
+            transports.push((name, order, made));
+        }
+        transports
+            .extend(self.custom.iter().map(|(name, custom)| (Arc::clone(name), Order::Key, Arc::clone(custom))));
+        if transports.is_empty() {
+            return Err(wrong("no broker is given: add a URL, such as kafka://host:9092".into()));
+        }
+        let mut names = HashSet::new();
+        if let Some((twice, ..)) = transports.iter().find(|(name, ..)| !names.insert(Arc::clone(name))) {
+            return Err(wrong(format!("two transports are named `{twice}`: give one of them another name")));
+        }
+        for route in &self.config.routes {
+            if let Some(name) = route.transport.as_ref().filter(|name| !names.contains(*name)) {
+                return Err(wrong(format!("route `{}`: no transport is named `{name}`", route.destination)));
+            }
+        }
+        Ok(transports)
+    }
+}
+
+fn make_line(
+    config: &Config,
+    outbox: &Arc<Outbox>,
+    events: &broadcast::Sender<Event>,
+    name: Arc<str>,
+    order: Order,
+    transport: Arc<dyn Transport>,
+) -> Line {
+    let first = config.transports.first().is_none_or(|first| first.name.as_ref().is_none_or(|it| *it == name));
+    let default = RoutePlan { mode: config.mode, order };
+    let of_line = |route: &&RouteConfig| route.transport.as_ref().map_or(first, |it| *it == name);
+    let plan = |route: &RouteConfig| RoutePlan {
+        mode: route.mode.unwrap_or(default.mode),
+        order: route.order.unwrap_or(default.order),
+    };
+    let routes: HashMap<Arc<str>, RoutePlan> =
+        config.routes.iter().filter(of_line).map(|route| (Arc::clone(&route.destination), plan(route))).collect();
+    let events = events.clone();
+    let backlog: HashSet<u64> =
+        outbox.found().pending.iter().map(|(route, _)| route_hash(route)).collect();
+    let options = DispatcherOptions {
+        name: Arc::clone(&name),
+        transport,
+        outbox: Arc::clone(outbox),
+        slots: config.slots,
+        window: WindowLimits { messages: config.window_messages, bytes: config.window_bytes },
+        first_attempt: config.first_attempt,
+        // Nobody may be listening: then there is nothing to tell.
+        events: Arc::new(move |event| drop(events.send(event))),
+    };
+    Line { name, dispatcher: Dispatcher::new(options, backlog), default, routes }
+}
+
+/// Starts transports, drainers and the housekeeper.
+fn start(core: &Arc<Core>) -> Result<(), OpenError> {
+    let failed = |text: String| OpenError::new(OpenErrorKind::Transport, text);
+    // Weak: the outbox is held by the dispatchers, and so are the transports.
+    let dispatchers: Vec<Weak<Dispatcher>> =
+        core.lines.iter().map(|line| Arc::downgrade(&line.dispatcher)).collect();
+    let bell = Arc::clone(&core.bell);
+    core.outbox.on_change(move || {
+        for dispatcher in dispatchers.iter().filter_map(Weak::upgrade) {
+            dispatcher.mailbox().kick();
+        }
+        bell.ring();
+    });
+    let mut threads = Vec::new();
+    for line in &core.lines {
+        let post = |dispatcher: &Weak<Dispatcher>, mail| {
+            if let Some(dispatcher) = dispatcher.upgrade() {
+                dispatcher.mailbox().post(mail);
+            }
+        };
+        let (news, routes) = (Arc::downgrade(&line.dispatcher), Arc::downgrade(&line.dispatcher));
+        let monitor = Monitor::new(
+            core.config.max_message_bytes,
+            move |availability| post(&news, Mail::Available(availability)),
+            move |route: &Route| post(&routes, Mail::RouteUp(route_hash(route))),
+        );
+        let name = &line.name;
+        line.dispatcher.transport().start(monitor).map_err(|error| failed(format!("transport `{name}`: {error}")))?;
+        let thread = drainer::start(&line.dispatcher, drain_options(&core.config, line));
+        threads.push(thread.map_err(|error| failed(format!("transport `{name}`: no thread: {error}")))?);
+    }
+    threads.push(housekeeper::start(core).map_err(|error| failed(format!("no thread: {error}")))?);
+    *super::core::lock(&core.threads) = threads;
+    Ok(())
+}
+
+fn drain_options(config: &Config, line: &Line) -> DrainOptions {
+    let poison: HashMap<Arc<str>, OnPoison> = config
+        .routes
+        .iter()
+        .filter(|route| route.transport.as_ref().is_none_or(|name| *name == line.name))
+        .filter_map(|route| Some((Arc::clone(&route.destination), route.on_poison?)))
+        .collect();
+    let default = config.on_poison;
+    DrainOptions {
+        backoff: Backoff { base: config.backoff_base, cap: config.backoff_cap, ..Backoff::default() },
+        window: config.window_messages,
+        redelivery_window: config.redelivery_window,
+        max_attempts: config.max_attempts,
+        rate: config.drain_rate.and_then(NonZeroU32::new),
+        most_lanes: crate::config::BLOCKED_LANES,
+        on_poison: Arc::new(move |destination| poison.get(destination).copied().unwrap_or(default)),
+        seed: clock::random_u64(),
+    }
+}
+
+/// One line at start if something is pending: how much, how old, where to.
+fn tell_of_backlog(core: &Core) {
+    let found = core.outbox.found();
+    for damage in &found.damage {
+        tracing::error!(
+            segment = damage.segment, first_lsn = damage.first_lsn, last_lsn = damage.last_lsn,
+            reason = %damage.reason, "damage in the outbox"
+        );
+    }
+    let count: u64 = found.pending.iter().map(|(_, pending)| pending.count).sum();
+    if count == 0 {
+        return;
+    }
+    let bytes: u64 = found.pending.iter().map(|(_, pending)| pending.bytes).sum();
+    let oldest = found.pending.iter().map(|(_, pending)| pending.oldest).min().unwrap_or_default();
+    let age = Duration::from_millis(clock::unix_millis().saturating_sub(oldest).max(0).unsigned_abs());
+    let routes: Vec<String> = found.pending.iter().map(|(route, _)| route.to_string()).collect();
+    tracing::info!(count, bytes, oldest_age = ?age, routes = %routes.join(", "), "messages are pending from before");
+}
+
+/// Opens with the defaults.
+pub(super) fn builder_for(directory: &Path, url: &str) -> Builder {
+    Builder::default().outbox(directory).url(url)
+}

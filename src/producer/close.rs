@@ -1,0 +1,173 @@
+//! The end: draining, closing, and what happens without either.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::Producer;
+use super::core::{Core, lock};
+use crate::outbox::Lifecycle;
+use crate::stats::Event;
+
+/// How often it is looked whether everything is settled: also told by events, this catches what they miss.
+const LOOK: Duration = Duration::from_millis(20);
+/// What a producer that was dropped without `close` gives its messages in flight.
+const DROP_GRACE: Duration = Duration::from_millis(500);
+
+/// How a producer ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Closed {
+    /// Stored messages that are not delivered; the next producer on this outbox delivers them.
+    pub pending: u64,
+}
+
+/// The outbox could not be closed in good order. Nothing that was acknowledged is lost; some messages may be
+/// delivered twice after the next start.
+#[derive(Debug, thiserror::Error)]
+#[error("the outbox could not be brought to the disk: {0}")]
+pub struct CloseError(String);
+
+/// Messages are still pending.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{pending} messages are still pending")]
+#[non_exhaustive]
+pub struct NotDrained {
+    /// How many.
+    pub pending: u64,
+}
+
+impl Producer {
+    /// Waits until nothing is pending and nothing is in flight.
+    ///
+    /// # Errors
+    /// Something still is after `timeout`. It is delivered later all the same.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing.
+    pub async fn drained(&self, timeout: Duration) -> Result<(), NotDrained> {
+        let core = Arc::clone(&self.core);
+        off_thread(move || core.wait_drained(timeout)).await.unwrap_or_else(|| Err(NotDrained { pending: u64::MAX }))
+    }
+
+    /// As [`drained`](Self::drained), and blocks meanwhile.
+    ///
+    /// # Errors
+    /// As `drained`.
+    pub fn blocking_drained(&self, timeout: Duration) -> Result<(), NotDrained> {
+        self.core.wait_drained(timeout)
+    }
+
+    /// Takes no more messages, waits up to `grace` for what is in flight, stores the rest, brings everything to the
+    /// disk and lets go of the outbox. Every future of `send` has resolved when this returns. Again: does nothing.
+    ///
+    /// # Errors
+    /// The disk failed. See [`CloseError`].
+    ///
+    /// # Cancel safety
+    /// Closing goes on, on a thread of its own.
+    pub async fn close(&self, grace: Duration) -> Result<Closed, CloseError> {
+        let core = Arc::clone(&self.core);
+        let gone = || Err(CloseError("closing was cut short".into()));
+        off_thread(move || core.close(grace)).await.unwrap_or_else(gone)
+    }
+
+    /// As [`close`](Self::close), and blocks meanwhile.
+    ///
+    /// # Errors
+    /// As `close`.
+    pub fn blocking_close(&self, grace: Duration) -> Result<Closed, CloseError> {
+        self.core.close(grace)
+    }
+}
+
+async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    let (sender, receiver) = tokio::sync::oneshot::channel();
+    let spawned = std::thread::Builder::new().name("outlast-wait".into()).spawn(move || drop(sender.send(work())));
+    spawned.ok()?;
+    receiver.await.ok()
+}
+
+impl Core {
+    fn wait_drained(&self, timeout: Duration) -> Result<(), NotDrained> {
+        let until = Instant::now() + timeout;
+        let mut events = self.events.subscribe();
+        loop {
+            let pending = self.unsettled();
+            if pending == 0 {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                return Err(NotDrained { pending });
+            }
+            // Settlements come in thousands: look now and then, sooner when they stop coming.
+            while let Ok(Event::Delivered { .. } | Event::DeadLettered { .. }) = events.try_recv() {}
+            std::thread::sleep(LOOK.min(until.saturating_duration_since(Instant::now())));
+        }
+    }
+
+    /// Messages that are pending, in flight or waiting.
+    fn unsettled(&self) -> u64 {
+        let in_flight: usize = self.lines.iter().map(|line| line.dispatcher.unsettled()).sum();
+        let pending: u64 = self.outbox.snapshot().pending.iter().map(|(_, pending)| pending.count).sum();
+        pending + in_flight as u64 + self.admission.len() as u64
+    }
+
+    /// Closes once; whoever comes later waits for that.
+    pub fn close(&self, grace: Duration) -> Result<Closed, CloseError> {
+        let mut threads = lock(&self.threads);
+        let first = !self.closed.swap(true, Ordering::AcqRel);
+        if first {
+            // Whoever waits for space is told.
+            self.let_in(Instant::now());
+            let until = Instant::now() + grace;
+            let in_flight = || self.lines.iter().map(|line| line.dispatcher.unsettled()).sum::<usize>();
+            while in_flight() > 0 && Instant::now() < until {
+                std::thread::sleep(LOOK.min(until.saturating_duration_since(Instant::now())));
+            }
+            for line in &self.lines {
+                line.dispatcher.gate().set_down(true);
+                line.dispatcher.store_late(None);
+                line.dispatcher.mailbox().stop();
+            }
+            self.stop.store(true, Ordering::Release);
+            self.bell.ring();
+            for thread in threads.drain(..) {
+                // A panic in there was logged; everything it did is in the log or was not acknowledged.
+                let _ = thread.join();
+            }
+            for line in &self.lines {
+                line.dispatcher.transport().close(until.saturating_duration_since(Instant::now()));
+                // What failed in closing is stored.
+                line.dispatcher.store_late(None);
+            }
+        }
+        let result = if first { self.outbox.close() } else { Ok(()) };
+        if first {
+            self.write_status(Lifecycle::Closed);
+        }
+        let pending = self.outbox.snapshot().pending.iter().map(|(_, pending)| pending.count).sum();
+        result.map(|()| Closed { pending }).map_err(|error| CloseError(error.to_string()))
+    }
+}
+
+/// Closes the producer with its last clone.
+pub(super) struct Last(pub(super) Arc<Core>);
+
+impl Drop for Last {
+    fn drop(&mut self) {
+        if self.0.closed.load(Ordering::Acquire) {
+            return;
+        }
+        let core = Arc::clone(&self.0);
+        // Not on the caller's thread, which may be a runtime's.
+        let spawned = std::thread::Builder::new().name("outlast-close".into()).spawn(move || {
+            if let Err(error) = core.close(DROP_GRACE) {
+                tracing::error!(%error, "a producer was dropped without being closed");
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::error!(%error, "a producer was dropped without being closed, and no thread could close it");
+        }
+    }
+}

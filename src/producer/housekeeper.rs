@@ -1,0 +1,46 @@
+//! The producer's clock: first attempts that are late, messages that wait for space, the file `status`.
+
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::core::Core;
+use crate::outbox::Lifecycle;
+
+/// How late a deadline may be noticed.
+const TICK: Duration = Duration::from_millis(50);
+/// How often the file `status` is looked after.
+const STATUS: Duration = Duration::from_secs(1);
+/// How often late first attempts are looked for.
+const LATE: Duration = Duration::from_millis(50);
+
+/// Starts the thread. It ends with the last clone of the producer, or when that is closed.
+pub(super) fn start(core: &Arc<Core>) -> io::Result<JoinHandle<()>> {
+    let bell = Arc::clone(&core.bell);
+    let core = Arc::downgrade(core);
+    std::thread::Builder::new().name("outlast-clock".into()).spawn(move || {
+        let mut status = Instant::now();
+        let mut late = Instant::now();
+        let mut busy = true;
+        loop {
+            bell.wait(if busy { TICK } else { STATUS });
+            let Some(core) = Weak::upgrade(&core) else { return };
+            if core.stop.load(Ordering::Acquire) {
+                return;
+            }
+            let now = Instant::now();
+            core.let_in(now);
+            if now.duration_since(late) >= LATE {
+                late = now;
+                core.lines.iter().for_each(|line| line.dispatcher.store_late(Some(now)));
+            }
+            if now.duration_since(status) >= STATUS {
+                status = now;
+                core.write_status(Lifecycle::Running);
+            }
+            busy = core.admission.len() > 0 || core.lines.iter().any(|line| line.dispatcher.is_busy());
+        }
+    })
+}

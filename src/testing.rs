@@ -1,0 +1,3 @@
+//! For tests: a broker in memory whose outages you make yourself, and the conformance suite for transports.
+
+pub use crate::transport::memory::{Broker, Delivered};

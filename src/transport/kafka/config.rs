@@ -1,0 +1,398 @@
+//! What a Kafka transport is configured with, and what it makes of it.
+//!
+//! Options are librdkafka's own properties, by their own names. librdkafka judges them itself, before anything else is
+//! touched. Refused are those that would break the promise (an acknowledgement that is none, a message that
+//! expires in a queue), each with the right form named.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::KafkaError;
+use rdkafka::producer::{BaseProducer, DefaultProducerContext};
+use serde::Deserialize;
+
+use super::partitioner::Partitioner;
+use crate::transport::StartError;
+
+/// The most messages one partition may own: a leaderless one must not fill the queue of all.
+pub(super) const PARTITION_MESSAGES: usize = 2_000;
+/// The most bytes one partition may own, likewise.
+pub(super) const PARTITION_BYTES: usize = 8 << 20;
+/// librdkafka's queue, in KiB: the in-flight window of 32 MiB, so that memory stays bounded.
+const QUEUE_KBYTES: &str = "32768";
+/// Room for what librdkafka adds to a message when it judges its size: at most 1,000 headers with their lengths,
+/// the header of the message id, the framing of a batch.
+const FRAMING_BYTES: usize = 64 << 10;
+/// librdkafka's own default of `message.max.bytes`; smaller messages do not lower it, for it limits batches, too.
+const LEAST_REQUEST_BYTES: usize = 1_000_000;
+/// librdkafka's default of `request.timeout.ms`.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// librdkafka's default of `sticky.partitioning.linger.ms`.
+const STICKY_LINGER: Duration = Duration::from_millis(10);
+
+/// Where a Kafka cluster is, and how to talk to it.
+///
+/// ```
+/// use outlast::transport::kafka::{KafkaConfig, KafkaTransport};
+/// let config = KafkaConfig::new(["broker-1:9092", "broker-2:9092"]).option("compression.type", "lz4");
+/// assert!(KafkaTransport::new(config).is_ok());
+/// let error = KafkaTransport::new(KafkaConfig::new(["broker-1:9092"]).option("acks", "1")).unwrap_err();
+/// assert!(error.to_string().contains("acks"));
+/// ```
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KafkaConfig {
+    /// The brokers to ask first, each `host:port` (the port defaults to 9092).
+    pub brokers: Vec<String>,
+    /// librdkafka's properties, by name: `security.protocol`, `sasl.password`, `compression.type`, `linger.ms`, …
+    /// `partitioner` is computed by this crate, to librdkafka's results.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
+}
+
+impl KafkaConfig {
+    /// A configuration without options.
+    pub fn new<B: Into<String>>(brokers: impl IntoIterator<Item = B>) -> Self {
+        Self { brokers: brokers.into_iter().map(Into::into).collect(), options: BTreeMap::new() }
+    }
+
+    /// Sets one of librdkafka's properties.
+    pub fn option(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.options.insert(name.into(), value.into());
+        self
+    }
+}
+
+/// Shows values of harmless options only: what is not on the list may hold a password, a key or a token.
+impl fmt::Debug for KafkaConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let options: BTreeMap<&str, &str> = self
+            .options
+            .iter()
+            .map(|(name, value)| (name.as_str(), if is_harmless(name) { value.as_str() } else { "…" }))
+            .collect();
+        f.debug_struct("KafkaConfig").field("brokers", &self.brokers).field("options", &options).finish()
+    }
+}
+
+/// Options whose values may be shown.
+fn is_harmless(name: &str) -> bool {
+    const SHOWN: [&str; 26] = [
+        "acks",
+        "batch.num.messages",
+        "batch.size",
+        "broker.address.family",
+        "client.id",
+        "client.rack",
+        "compression.codec",
+        "compression.level",
+        "compression.type",
+        "debug",
+        "enable.ssl.certificate.verification",
+        "linger.ms",
+        "max.in.flight",
+        "max.in.flight.requests.per.connection",
+        "message.max.bytes",
+        "partitioner",
+        "queue.buffering.max.kbytes",
+        "queue.buffering.max.messages",
+        "queue.buffering.max.ms",
+        "reconnect.backoff.max.ms",
+        "reconnect.backoff.ms",
+        "request.timeout.ms",
+        "sasl.mechanism",
+        "sasl.mechanisms",
+        "security.protocol",
+        "socket.timeout.ms",
+    ];
+    SHOWN.contains(&name)
+}
+
+/// What a fixed option may be set to, if at all, and why nothing else.
+struct Fixed {
+    names: &'static [&'static str],
+    allowed: &'static [&'static str],
+    why: &'static str,
+}
+
+/// The options the promise rests on.
+const FIXED: [Fixed; 14] = [
+    Fixed {
+        names: &["acks", "request.required.acks"],
+        allowed: &["all", "-1"],
+        why: "a message counts as delivered once all in-sync replicas have it: acks=all",
+    },
+    Fixed {
+        names: &["enable.idempotence"],
+        allowed: &["true"],
+        why: "without idempotence retries reorder and duplicate: enable.idempotence=true",
+    },
+    Fixed {
+        names: &["enable.gapless.guarantee"],
+        allowed: &["true"],
+        why: "a gap in a key's messages must stop what follows: enable.gapless.guarantee=true",
+    },
+    Fixed {
+        names: &["message.timeout.ms", "delivery.timeout.ms"],
+        allowed: &["0"],
+        why: "an accepted message never expires: message.timeout.ms=0; how long a send waits is `first_attempt`",
+    },
+    Fixed {
+        names: &["retries", "message.send.max.retries"],
+        allowed: &["2147483647"],
+        why: "an accepted message is tried for ever: leave it out",
+    },
+    Fixed {
+        names: &["max.in.flight", "max.in.flight.requests.per.connection"],
+        allowed: &["1"],
+        why: "with more than one request in flight a lost first batch can be reported delivered (KAFKA-14312, \
+              KAFKA-15591), and this version has no guard against it: max.in.flight=1",
+    },
+    Fixed {
+        names: &["delivery.report.only.error"],
+        allowed: &["false"],
+        why: "success is what is waited for: delivery.report.only.error=false",
+    },
+    Fixed { names: &["queuing.strategy"], allowed: &["fifo"], why: "order holds per key: queuing.strategy=fifo" },
+    Fixed {
+        names: &["api.version.request"],
+        allowed: &["true"],
+        why: "idempotence needs a broker that is asked for its version: leave it out",
+    },
+    Fixed {
+        names: &["transactional.id", "transaction.timeout.ms"],
+        allowed: &[],
+        why: "transactions are not supported in this version: leave it out",
+    },
+    Fixed {
+        names: &["bootstrap.servers", "metadata.broker.list"],
+        allowed: &[],
+        why: "the brokers are named in the URL: kafka://HOST:PORT,HOST:PORT/TOPIC",
+    },
+    Fixed {
+        names: &["plugin.library.paths"],
+        allowed: &[],
+        why: "an interceptor could change messages behind the library's back: leave it out",
+    },
+    Fixed {
+        names: &["test.mock.num.brokers", "test.mock.broker.rtt", "ut_handle_ProduceResponse"],
+        allowed: &[],
+        why: "it would put a mock in the place of the brokers: leave it out",
+    },
+    Fixed {
+        names: &["log.queue", "enabled_events", "statistics.interval.ms", "background_event_cb"],
+        allowed: &[],
+        why: "the transport uses it itself: leave it out",
+    },
+];
+
+/// A checked configuration, ready to make instances of.
+#[derive(Clone)]
+pub(super) struct Settings {
+    client: ClientConfig,
+    own_message_max: Option<usize>,
+    pub(super) partitioner: Partitioner,
+    pub(super) sticky_linger: Duration,
+    pub(super) request_timeout: Duration,
+    pub(super) secrets: Vec<String>,
+}
+
+impl Settings {
+    /// Checks everything that can be checked without a broker. Touches no file but certificates and keys.
+    pub(super) fn resolve(config: &KafkaConfig) -> Result<Self, StartError> {
+        check_brokers(&config.brokers)?;
+        let options = &config.options;
+        for (name, value) in options {
+            check_fixed(name, value)?;
+        }
+        check_security(options)?;
+        let number = |name: &str| options.get(name).and_then(|value| value.parse::<u64>().ok());
+        let partitioner = match options.get("partitioner") {
+            None => Partitioner::default(),
+            Some(name) => Partitioner::parse(name).ok_or_else(|| {
+                StartError(format!(
+                    "option partitioner: {name:?} is none of consistent_random, consistent, murmur2_random, murmur2, \
+                     fnv1a_random, fnv1a, random"
+                ))
+            })?,
+        };
+        let settings = Self {
+            client: client_config(config),
+            own_message_max: number("message.max.bytes").and_then(|bytes| usize::try_from(bytes).ok()),
+            partitioner,
+            sticky_linger: number("sticky.partitioning.linger.ms").map_or(STICKY_LINGER, Duration::from_millis),
+            request_timeout: number("request.timeout.ms").map_or(REQUEST_TIMEOUT, Duration::from_millis),
+            secrets: secrets(options),
+        };
+        settings.try_out(options)?;
+        Ok(settings)
+    }
+
+    /// Lets librdkafka judge names, values and how they go together: makes a producer that knows no broker.
+    fn try_out(&self, options: &BTreeMap<String, String>) -> Result<(), StartError> {
+        let mut dry = self.client.clone();
+        dry.remove("bootstrap.servers");
+        match dry.create_with_context::<_, BaseProducer<DefaultProducerContext>>(DefaultProducerContext) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(StartError(self.scrub(&creation_error(&error, options)))),
+        }
+    }
+
+    /// The client's configuration once the largest message is known.
+    pub(super) fn client(&self, max_message_bytes: usize) -> Result<ClientConfig, StartError> {
+        let needed = (max_message_bytes + FRAMING_BYTES).max(LEAST_REQUEST_BYTES);
+        let mut client = self.client.clone();
+        match self.own_message_max {
+            Some(own) if own < max_message_bytes + FRAMING_BYTES => Err(StartError(format!(
+                "option message.max.bytes: {own} is less than max_message_bytes ({max_message_bytes}) and its framing \
+                 need: at least {needed}, or leave it out"
+            ))),
+            Some(_) => Ok(client),
+            None => {
+                client.set("message.max.bytes", needed.to_string());
+                Ok(client)
+            }
+        }
+    }
+
+    /// A text of librdkafka's without the values of options that may be secret.
+    pub(super) fn scrub(&self, text: &str) -> String {
+        self.secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "…"))
+    }
+}
+
+/// librdkafka's properties: ours with their reasons, then the application's.
+fn client_config(config: &KafkaConfig) -> ClientConfig {
+    let mut client = ClientConfig::new();
+    client.set("bootstrap.servers", config.brokers.join(","));
+    // Shows in the broker's logs and quotas who it is.
+    client.set("client.id", "outlast");
+    // The promise (see FIXED).
+    client.set("acks", "all");
+    client.set("enable.idempotence", "true");
+    client.set("enable.gapless.guarantee", "true");
+    client.set("message.timeout.ms", "0");
+    client.set("max.in.flight.requests.per.connection", "1");
+    // Bounded memory.
+    client.set("queue.buffering.max.kbytes", QUEUE_KBYTES);
+    // A moved leader or a new partition is noticed within a minute.
+    client.set("topic.metadata.refresh.interval.ms", "60000");
+    // Disconnects are told through the availability; a line for each idle connection would drown it.
+    client.set("log.connection.close", "false");
+    for (name, value) in config.options.iter().filter(|(name, _)| *name != "partitioner") {
+        client.set(name, value);
+    }
+    let debugging = config.options.contains_key("debug");
+    client.set_log_level(if debugging { RDKafkaLogLevel::Debug } else { RDKafkaLogLevel::Info });
+    client
+}
+
+fn check_brokers(brokers: &[String]) -> Result<(), StartError> {
+    if brokers.is_empty() {
+        return Err(StartError("no broker: name at least one as HOST:PORT".to_owned()));
+    }
+    for broker in brokers {
+        let (host, port) = match broker.rsplit_once(':') {
+            // An IPv6 address without a port ends in its bracket.
+            Some((_, rest)) if rest.ends_with(']') => (broker.as_str(), None),
+            Some((host, port)) => (host, Some(port)),
+            None => (broker.as_str(), None),
+        };
+        let illegal = |c: char| c == ',' || c == '/' || c == '@' || c.is_whitespace() || c.is_control();
+        let bad_port = port.is_some_and(|port| !matches!(port.parse::<u16>(), Ok(1..)));
+        if host.is_empty() || host.contains(illegal) || bad_port {
+            // A broker with an `@` may carry a password: it is not repeated.
+            let shown = if broker.contains('@') { "…" } else { broker.as_str() };
+            return Err(StartError(format!("broker {shown:?} is not HOST:PORT (a port is 1 to 65535)")));
+        }
+    }
+    Ok(())
+}
+
+fn check_fixed(name: &str, value: &str) -> Result<(), StartError> {
+    let Some(fixed) = FIXED.iter().find(|fixed| fixed.names.contains(&name)) else {
+        return Ok(());
+    };
+    if fixed.allowed.contains(&value) {
+        return Ok(());
+    }
+    Err(StartError(format!("option {name} cannot be set so: {}", fixed.why)))
+}
+
+/// Refuses what would silently go over the wire in the clear.
+fn check_security(options: &BTreeMap<String, String>) -> Result<(), StartError> {
+    let protocol = options.get("security.protocol").map_or("plaintext", String::as_str).to_ascii_lowercase();
+    let (tls, sasl) = (protocol.ends_with("ssl"), protocol.starts_with("sasl_"));
+    if tls && !cfg!(feature = "tls") {
+        return Err(StartError(format!(
+            "option security.protocol={protocol}: this build has no TLS; build with the feature `tls`"
+        )));
+    }
+    for name in options.keys() {
+        if name.starts_with("ssl.") && !tls {
+            return Err(StartError(format!(
+                "option {name} has no effect with security.protocol={protocol}, which does not encrypt: set \
+                 security.protocol=ssl or sasl_ssl"
+            )));
+        }
+        if name.starts_with("sasl.") && !sasl {
+            return Err(StartError(format!(
+                "option {name} has no effect with security.protocol={protocol}, which does not authenticate: set \
+                 security.protocol=sasl_ssl (or sasl_plaintext)"
+            )));
+        }
+    }
+    check_files(options)
+}
+
+/// Certificates and keys can be read: OpenSSL would not say which one it could not.
+fn check_files(options: &BTreeMap<String, String>) -> Result<(), StartError> {
+    for (name, path) in options.iter().filter(|(name, _)| name.starts_with("ssl.") && name.ends_with(".location")) {
+        // librdkafka's word for "look in the usual places".
+        if path == "probe" {
+            continue;
+        }
+        if let Err(error) = std::fs::File::open(path) {
+            return Err(StartError(format!("option {name}: {path} cannot be read: {error}")));
+        }
+    }
+    Ok(())
+}
+
+/// Values that must not show in a log line or an error. Short ones would blank out innocent text.
+fn secrets(options: &BTreeMap<String, String>) -> Vec<String> {
+    const LEAST_LENGTH: usize = 4;
+    let guarded = |name: &str| name.starts_with("sasl.") || name.starts_with("ssl.") || name.starts_with("ssl_");
+    options
+        .iter()
+        .filter(|(name, value)| guarded(name) && !is_harmless(name) && value.len() >= LEAST_LENGTH)
+        .filter(|(name, _)| !name.ends_with(".location"))
+        .map(|(_, value)| value.clone())
+        .collect()
+}
+
+/// librdkafka's objection, with the option's name, and its value only where it may be shown.
+fn creation_error(error: &KafkaError, options: &BTreeMap<String, String>) -> String {
+    match error {
+        KafkaError::ClientConfig(_, text, name, value) => {
+            let known = !text.starts_with("No such configuration property");
+            if !options.contains_key(name) {
+                format!("librdkafka refuses {name}: {text}")
+            } else if !known {
+                format!("option {name} is unknown: use the name of one of librdkafka's configuration properties")
+            } else if is_harmless(name) || !text.contains(value.as_str()) {
+                format!("option {name}: {text}")
+            } else {
+                format!("option {name}: librdkafka refuses the value")
+            }
+        }
+        KafkaError::ClientCreation(text) => format!("librdkafka refuses the options: {text}"),
+        other => format!("librdkafka refuses the options: {other}"),
+    }
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

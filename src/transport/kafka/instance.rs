@@ -1,0 +1,247 @@
+//! One librdkafka producer: hands messages to it, and turns its delivery reports into outcomes.
+//!
+//! Any error that comes out of it, and a success without an offset, gives the instance up, before the message is
+//! reported on: nothing more is handed to it, and the owner of the instance retires it. The callbacks never drop
+//! the producer, take no lock of the transport's but the book's, and never wait.
+
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer, ProducerContext, PurgeConfig, ThreadedProducer};
+use tracing::{debug, warn};
+
+use super::book::{Book, Share};
+use super::config::Settings;
+use super::log::Log;
+use super::{classify, ffi};
+use crate::message::{ID_HEADER, Outgoing, Position};
+use crate::transport::{Class, Failure, Handover, Refused, Scope};
+
+/// What an instance tells its owner.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// It was given up and has to be retired.
+    GivenUp,
+    /// librdkafka has trouble with a broker.
+    Trouble(RDKafkaErrorCode, String),
+    /// The transport is closing.
+    Closing,
+}
+
+/// A producer and the account of what it owns.
+pub(super) struct Instance {
+    producer: ThreadedProducer<Callbacks>,
+    book: Arc<Book>,
+}
+
+impl Instance {
+    /// Makes a producer, which connects in the background.
+    pub(super) fn new(client: &ClientConfig, settings: &Settings, events: Sender<Event>) -> Result<Self, String> {
+        let book = Arc::new(Book::default());
+        let callbacks = Callbacks { book: Arc::clone(&book), events, log: Log::new(settings.clone()) };
+        let producer = client.create_with_context(callbacks).map_err(|error| settings.scrub(&error.to_string()))?;
+        Ok(Self { producer, book })
+    }
+
+    /// The account.
+    pub(super) fn book(&self) -> &Book {
+        &self.book
+    }
+
+    /// Hands a message over. Does not block.
+    // The message comes back on the rare way, and a box on the frequent one would cost more.
+    #[allow(clippy::result_large_err)]
+    pub(super) fn send(&self, handover: Handover, partition: i32, share: &Arc<Share>) -> Result<(), Refused> {
+        if let Some(reason) = self.book.given_up() {
+            return Err(Refused { handover, failure: Arc::new(handed_back(&reason)) });
+        }
+        let Handover { message, alone, ticket } = handover;
+        let slot = self.book.enter(ticket, share, message.message.size());
+        let Err((error, _)) = self.producer.send(record(&message, partition, slot)) else {
+            return Ok(());
+        };
+        let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+        let failure = classify::judge(code).failure(code, &message.route.destination, partition);
+        if failure.class == Class::Fatal {
+            self.give_up(failure.clone());
+        }
+        match self.book.settle(slot) {
+            Some(ticket) => Err(Refused { handover: Handover { message, alone, ticket }, failure: Arc::new(failure) }),
+            // Retired in the meantime, and reported failed: it is no longer the caller's.
+            None => Ok(()),
+        }
+    }
+
+    /// Gives the instance up.
+    pub(super) fn give_up(&self, failure: Failure) {
+        self.producer.client().context().give_up(failure);
+    }
+
+    /// Purges until nothing is owned, at first what waits, after `patience` also what is in flight; reports
+    /// failed what librdkafka never reported on. `hurry` ends the patience. Blocks; call it from the owner's thread
+    /// only, and drop the instance after it.
+    pub(super) fn retire(&self, patience: Duration, hurry: impl Fn() -> bool) {
+        /// How often what librdkafka has put back into its queue is purged again.
+        const PURGE_EVERY: Duration = Duration::from_millis(100);
+        /// How long the reports of the last purge may take to come.
+        const LAST_REPORTS: Duration = Duration::from_secs(2);
+        if self.book.wait_empty(Duration::ZERO) {
+            return;
+        }
+        let reason = self.book.given_up().map_or_else(closed, |reason| handed_back(&reason));
+        // librdkafka must not send what it puts back into its queue while that is being purged.
+        ffi::raise_fatal(self.producer.client());
+        let deadline = Instant::now() + patience;
+        loop {
+            self.producer.purge(PurgeConfig::default().queue());
+            let left = deadline.saturating_duration_since(Instant::now());
+            if self.book.wait_empty(PURGE_EVERY.min(left)) {
+                return;
+            }
+            if left.is_zero() || hurry() {
+                break;
+            }
+        }
+        self.producer.purge(PurgeConfig::default().queue().inflight());
+        if self.book.wait_empty(LAST_REPORTS) {
+            return;
+        }
+        let reason = Arc::new(reason);
+        let rest = self.book.settle_rest();
+        warn!(messages = rest.len(), "librdkafka never reported on some messages; they count as failed");
+        for ticket in rest {
+            ticket.failed(Arc::clone(&reason), true);
+        }
+    }
+
+    /// Gives the instance up if librdkafka has raised a fatal error in it; says whether it has.
+    pub(super) fn check_fatal(&self) -> bool {
+        let Some((code, text)) = self.producer.client().fatal_error() else { return false };
+        let verdict = classify::judge(code);
+        let (class, scope) = if verdict.class == Class::Hold { (Class::Hold, Scope::Transport) } else { FATAL };
+        let text = self.producer.client().context().log.scrub(&text);
+        self.give_up(Failure::new(class, scope, format!("{} ({code:?}): {text}", verdict.hint)));
+        true
+    }
+
+    /// The client, for metadata.
+    pub(super) fn client(&self) -> &rdkafka::client::Client<Callbacks> {
+        self.producer.client()
+    }
+}
+
+/// The record of a message. The timestamp is never 0, which librdkafka would take for "now": the transport's
+/// `check` refuses it.
+fn record(outgoing: &Outgoing, partition: i32, slot: usize) -> BaseRecord<'_, [u8], [u8], usize> {
+    let message = &outgoing.message;
+    let id = outgoing.id.to_bytes();
+    let mut headers = OwnedHeaders::new_with_capacity(message.headers.len() + 1);
+    for header in &message.headers {
+        headers = headers.insert(Header { key: &header.name, value: header.value.as_deref() });
+    }
+    headers = headers.insert(Header { key: ID_HEADER, value: Some(&id[..]) });
+    let mut record = BaseRecord::with_opaque_to(&outgoing.route.destination, slot)
+        .partition(partition)
+        .timestamp(outgoing.timestamp)
+        .headers(headers);
+    record.key = message.key.as_deref();
+    record.payload = message.payload_bytes().map(|payload| &payload[..]);
+    record
+}
+
+const FATAL: (Class, Scope) = (Class::Fatal, Scope::Transport);
+
+/// The failure of messages that an instance gave back because of `reason`, which was another one's, unless it
+/// concerns the whole transport.
+pub(super) fn handed_back(reason: &Failure) -> Failure {
+    let text = format!("handed back, the producer instance is being rebuilt after: {}", reason.reason);
+    let everyones = (reason.class, reason.scope) == (Class::Hold, Scope::Transport);
+    let (class, scope) = if everyones { (Class::Hold, Scope::Transport) } else { FATAL };
+    Failure::new(class, scope, text)
+}
+
+/// The failure of what a closing transport still owned.
+pub(super) fn closed() -> Failure {
+    Failure::new(Class::Transient, Scope::Transport, "the transport was closed before the broker acknowledged")
+}
+
+/// What librdkafka calls.
+pub(super) struct Callbacks {
+    book: Arc<Book>,
+    events: Sender<Event>,
+    log: Log,
+}
+
+impl Callbacks {
+    fn give_up(&self, failure: Failure) {
+        let reason = failure.reason.clone();
+        if self.book.give_up(failure) {
+            warn!(%reason, "Kafka producer instance given up");
+            // An owner that is gone has retired the instance already.
+            let _ = self.events.send(Event::GivenUp);
+        }
+    }
+
+    fn failed(&self, code: RDKafkaErrorCode, message: &rdkafka::message::BorrowedMessage<'_>) -> (Failure, bool) {
+        let possibly = ffi::possibly_persisted(message);
+        let failure = match (code, self.book.given_up()) {
+            (RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight, Some(reason)) => handed_back(&reason),
+            _ => classify::judge(code).failure(code, message.topic(), message.partition()),
+        };
+        (failure, possibly)
+    }
+}
+
+impl ClientContext for Callbacks {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        self.log.line(level, facility, text);
+    }
+
+    fn stats_raw(&self, _: &[u8]) {}
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+        let reason = self.log.scrub(reason);
+        debug!(?code, reason, "librdkafka reports trouble");
+        // Whether it is fatal only the client can tell, which is not at hand here: the owner asks it.
+        let _ = self.events.send(Event::Trouble(code, reason));
+    }
+}
+
+impl ProducerContext for Callbacks {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, slot: usize) {
+        match result {
+            Ok(message) if message.offset() >= 0 => {
+                self.book.acknowledge();
+                let position = Position::Offset { partition: message.partition(), offset: message.offset() };
+                if let Some(ticket) = self.book.settle(slot) {
+                    ticket.delivered(position);
+                }
+            }
+            Ok(message) => {
+                let place = format!("{}[{}]", message.topic(), message.partition());
+                let text = format!("{place}: acknowledged without an offset, which is no acknowledgement");
+                let failure = Failure::new(Class::Fatal, Scope::Transport, text);
+                self.give_up(failure.clone());
+                if let Some(ticket) = self.book.settle(slot) {
+                    ticket.failed(Arc::new(failure), true);
+                }
+            }
+            Err((error, message)) => {
+                let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+                let (failure, possibly) = self.failed(code, message);
+                self.give_up(failure.clone());
+                if let Some(ticket) = self.book.settle(slot) {
+                    ticket.failed(Arc::new(failure), possibly);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! The solo instance: takes messages that are to be tried by themselves, one at a time, so that a verdict means
+//! that message and no other.
+//!
+//! Its own producer with batches of one. Made when first needed, closed when idle. A message that gets no verdict
+//! within the patience is handed back: others wait behind it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::Shared;
+use super::book::{Share, lock};
+use super::instance::{Instance, closed};
+use super::rebuild;
+use crate::transport::{Class, Failure, Handover, Outcome, Recipient, Refused, Scope, Ticket};
+
+/// An instance that had nothing to do for so long is closed.
+const IDLE: Duration = Duration::from_secs(30);
+/// How long one message may keep the others waiting.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The most messages that wait; the producer sends single probes.
+const MOST_WAITING: usize = 1_000;
+
+/// A message and where it goes.
+struct Job {
+    handover: Handover,
+    partition: i32,
+    share: Arc<Share>,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    busy: bool,
+    thread: Option<std::thread::JoinHandle<()>>,
+    running: bool,
+}
+
+/// The queue of the solo instance.
+#[derive(Default)]
+pub(super) struct Solo {
+    state: Mutex<State>,
+    arrived: Condvar,
+}
+
+impl Solo {
+    /// Takes a message; starts the thread if there is none.
+    // As in `Instance::send`.
+    #[allow(clippy::result_large_err)]
+    pub(super) fn submit(
+        &self,
+        shared: &Arc<Shared>,
+        handover: Handover,
+        partition: i32,
+        share: &Arc<Share>,
+    ) -> Result<(), Refused> {
+        let refuse = |handover, text: String| {
+            let failure = Arc::new(Failure::new(Class::Transient, Scope::Lane, text));
+            Err(Refused { handover, failure })
+        };
+        let mut state = lock(&self.state);
+        if state.jobs.len() >= MOST_WAITING {
+            return refuse(handover, format!("{MOST_WAITING} messages wait to be tried by themselves already"));
+        }
+        if !state.running {
+            let own = Arc::clone(shared);
+            let thread = std::thread::Builder::new().name("outlast-kafka-solo".to_owned()).spawn(move || run(&own));
+            match thread {
+                Ok(thread) => state.thread = Some(thread),
+                Err(error) => return refuse(handover, format!("no thread to try the message by itself: {error}")),
+            }
+            state.running = true;
+        }
+        state.jobs.push_back(Job { handover, partition, share: Arc::clone(share) });
+        drop(state);
+        self.arrived.notify_all();
+        Ok(())
+    }
+
+    /// Whether anything is owned.
+    pub(super) fn is_busy(&self) -> bool {
+        let state = lock(&self.state);
+        state.busy || !state.jobs.is_empty()
+    }
+
+    /// Waits for the thread to end, once the transport has stopped.
+    pub(super) fn join(&self) {
+        self.arrived.notify_all();
+        let thread = lock(&self.state).thread.take();
+        if let Some(thread) = thread
+            && thread.join().is_err()
+        {
+            tracing::error!("the solo thread panicked");
+        }
+    }
+
+    /// The next message; `None` when there was none for long, or the transport has stopped.
+    fn next(&self, shared: &Shared) -> Option<Job> {
+        let deadline = Instant::now() + IDLE;
+        let mut state = lock(&self.state);
+        state.busy = false;
+        loop {
+            let remaining = deadline.saturating_duration_since(Instant::now());
+            if shared.is_stopped() || (state.jobs.is_empty() && remaining.is_zero()) {
+                state.running = false;
+                return None;
+            }
+            if let Some(job) = state.jobs.pop_front() {
+                state.busy = true;
+                return Some(job);
+            }
+            state = self.arrived.wait_timeout(state, remaining).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    fn take_rest(&self) -> VecDeque<Job> {
+        std::mem::take(&mut lock(&self.state).jobs)
+    }
+}
+
+/// Waits for the outcome of the one message.
+#[derive(Default)]
+struct Watch {
+    outcome: Mutex<Option<Outcome>>,
+    came: Condvar,
+}
+
+impl Recipient for Watch {
+    fn report(self: Arc<Self>, outcome: Outcome) {
+        *lock(&self.outcome) = Some(outcome);
+        self.came.notify_all();
+    }
+}
+
+impl Watch {
+    /// How often it is looked whether there is still something to wait for.
+    const LOOK: Duration = Duration::from_millis(100);
+
+    fn wait(&self, patience: Duration, in_vain: impl Fn() -> bool) -> Option<Outcome> {
+        let deadline = Instant::now() + patience;
+        let mut outcome = lock(&self.outcome);
+        while outcome.is_none() && Instant::now() < deadline && !in_vain() {
+            outcome = self.came.wait_timeout(outcome, Self::LOOK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        outcome.take()
+    }
+}
+
+fn run(shared: &Arc<Shared>) {
+    let mut instance = None;
+    let mut failures = 0;
+    while let Some(job) = shared.solo.next(shared) {
+        if failures > 0 {
+            shared.stopped.wait(rebuild::backoff(failures, fastrand::f64()));
+        }
+        let outcome = try_alone(shared, &mut instance, &job);
+        let delivered = matches!(outcome, Outcome::Delivered(_));
+        failures = if delivered { 0 } else { failures + 1 };
+        match outcome {
+            Outcome::Delivered(position) => job.handover.ticket.delivered(position),
+            Outcome::Failed { failure, possibly_delivered } => job.handover.ticket.failed(failure, possibly_delivered),
+        }
+    }
+    if shared.is_stopped() {
+        let failure = Arc::new(closed());
+        for job in shared.solo.take_rest() {
+            job.handover.ticket.failed(Arc::clone(&failure), false);
+        }
+    }
+}
+
+/// Sends one message and waits for its outcome; an instance that failed has been retired when this returns.
+fn try_alone(shared: &Shared, place: &mut Option<Instance>, job: &Job) -> Outcome {
+    let failed = |text: String| Outcome::Failed {
+        failure: Arc::new(Failure::new(Class::Transient, Scope::Lane, text)),
+        possibly_delivered: false,
+    };
+    let instance = match place.take() {
+        Some(instance) => instance,
+        None => match shared.solo_instance() {
+            Ok(instance) => instance,
+            Err(reason) => return failed(format!("no instance to try the message by itself: {reason}")),
+        },
+    };
+    let watch = Arc::new(Watch::default());
+    let message = Arc::clone(&job.handover.message);
+    let handover = Handover { message, alone: true, ticket: Ticket::new(Arc::clone(&watch) as Arc<dyn Recipient>) };
+    if let Err(refused) = instance.send(handover, job.partition, &job.share) {
+        refused.handover.ticket.withdraw();
+        rebuild::retire(shared, &instance);
+        return Outcome::Failed { failure: refused.failure, possibly_delivered: false };
+    }
+    // A fatal error without a report is as good as one.
+    let verdict = watch.wait(PATIENCE, || shared.is_stopped() || instance.check_fatal());
+    let mut given_up_for = None;
+    if let Some(Outcome::Delivered(_)) = verdict {
+        *place = Some(instance);
+    } else {
+        if verdict.is_none() {
+            // Unless it failed already, in which case the first reason stays.
+            instance.give_up(no_verdict(job));
+        }
+        given_up_for = instance.book().given_up();
+        rebuild::retire(shared, &instance);
+    }
+    match (verdict, lock(&watch.outcome).take()) {
+        (Some(verdict), _) => verdict,
+        // Retiring the instance made librdkafka hand the message back; that is not why it failed.
+        (None, Some(Outcome::Failed { possibly_delivered, .. })) => {
+            let failure = given_up_for.unwrap_or_else(|| Arc::new(no_verdict(job)));
+            Outcome::Failed { failure, possibly_delivered }
+        }
+        (None, Some(delivered @ Outcome::Delivered(_))) => delivered,
+        (None, None) => failed("the message tried by itself was not reported on".to_owned()),
+    }
+}
+
+fn no_verdict(job: &Job) -> Failure {
+    let place = format!("{}[{}]", job.handover.message.route.destination, job.partition);
+    let text = format!("{place}: tried by itself, the message got no verdict in {}s", PATIENCE.as_secs());
+    Failure::new(Class::Transient, Scope::Partition(job.partition), text)
+}

@@ -1,0 +1,506 @@
+//! A broker in memory, for tests: [`Broker`], published as `outlast::testing::Broker`.
+//!
+//! It keeps what it took for as long as a clone of it lives, so a producer can be closed and opened again over
+//! it. It assumes nothing about timing: all waiting is on a condition variable, and nothing happens that the
+//! test did not ask for. Each [`Broker::transport`] has a worker thread of its own; all state is behind one lock,
+//! which is never held while a report is made or a monitor is called.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::fence::{self, Verdict};
+use super::{Class, Failure, Handover, Monitor, Outcome, Refused, Scope, StartError, Transport};
+use crate::message::{Body, Header, Lane, MessageId, Outgoing, Position, Route};
+
+/// A broker in memory whose outages a test makes by itself.
+///
+/// ```
+/// use std::time::Duration;
+/// use outlast::testing::Broker;
+/// let broker = Broker::new();
+/// let transport = broker.transport(); // for `Producer::builder()`
+/// broker.down();
+/// // … send: `Stored` …
+/// broker.up();
+/// assert!(broker.wait_for(0, Duration::from_secs(5)));
+/// # drop(transport);
+/// ```
+#[derive(Clone, Default)]
+pub struct Broker {
+    shared: Arc<Shared>,
+}
+
+/// One entry of a [`Broker`]: a message as it arrived.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivered {
+    /// The id, the same in each attempt: a duplicate shows by it.
+    pub id: MessageId,
+    /// The topic or stream.
+    pub destination: Arc<str>,
+    /// The key.
+    pub key: Option<Bytes>,
+    /// The payload; `None` for a tombstone and for a field map.
+    pub payload: Option<Bytes>,
+    /// The field map; empty unless the message carried one.
+    pub fields: Vec<(Bytes, Bytes)>,
+    /// The headers, in order.
+    pub headers: Vec<Header>,
+    /// Milliseconds since 1970.
+    pub timestamp: i64,
+    /// The partition it was put into.
+    pub partition: i32,
+    /// Its place in the partition, from zero.
+    pub offset: i64,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+    /// Held while monitors are called, so that they learn of changes in the order in which these happened.
+    announcing: Mutex<()>,
+}
+
+struct State {
+    down: Option<Arc<Failure>>,
+    paused: bool,
+    latency: Duration,
+    capacity: usize,
+    partitions: i32,
+    replies_to_lose: usize,
+    rejected_destinations: HashMap<Arc<str>, Class>,
+    rejected_markers: Vec<Bytes>,
+    log: Vec<Delivered>,
+    next_offsets: HashMap<(Arc<str>, i32), i64>,
+    instances: HashMap<u64, Instance>,
+    next_instance: u64,
+}
+
+/// What one transport owns, and whom it tells.
+#[derive(Default)]
+struct Instance {
+    queue: VecDeque<Handover>,
+    monitor: Option<Monitor>,
+    refused_routes: HashSet<Route>,
+    /// Set by `close`: when what is still owned is to be reported as failed.
+    closing: Option<Instant>,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            down: None,
+            paused: false,
+            latency: Duration::ZERO,
+            capacity: usize::MAX,
+            partitions: 1,
+            replies_to_lose: 0,
+            rejected_destinations: HashMap::new(),
+            rejected_markers: Vec::new(),
+            log: Vec::new(),
+            next_offsets: HashMap::new(),
+            instances: HashMap::new(),
+            next_instance: 0,
+        }
+    }
+}
+
+impl Broker {
+    /// A broker that is up, with one partition a destination, and takes everything at once.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A new transport to this broker: one a producer.
+    pub fn transport(&self) -> Arc<dyn Transport> {
+        let mut state = self.shared.lock();
+        let number = state.next_instance;
+        state.next_instance += 1;
+        drop(state);
+        Arc::new(MemoryTransport { shared: self.shared.clone(), number, worker: Mutex::new(None) })
+    }
+
+    /// Breaks all connections: what is owned fails, untouched by the broker; what is submitted is refused.
+    /// Producers know when this returns.
+    pub fn down(&self) {
+        let failure = Failure::new(Class::Transient, Scope::Transport, "the broker is down (the test said so)");
+        self.announce(|state| state.down = Some(Arc::new(failure)));
+    }
+
+    /// Ends what [`down`](Self::down) began. Producers know when this returns.
+    pub fn up(&self) {
+        self.announce(|state| state.down = None);
+    }
+
+    /// From here on messages are taken over but neither appended nor reported on: the broker hangs.
+    pub fn pause(&self) {
+        self.change(|state| state.paused = true);
+    }
+
+    /// Ends what [`pause`](Self::pause) began.
+    pub fn resume(&self) {
+        self.change(|state| state.paused = false);
+    }
+
+    /// The next message is appended, but its acknowledgement is lost: it is reported failed, possibly delivered.
+    pub fn lose_reply(&self) {
+        self.lose_replies(1);
+    }
+
+    /// The same for the next `count` messages that would be appended.
+    pub fn lose_replies(&self, count: usize) {
+        self.change(|state| state.replies_to_lose = count);
+    }
+
+    /// Rejects all messages for a destination: with [`Class::Hold`] as an unknown topic is, say.
+    ///
+    /// The failures have the scope of the route, with [`Class::Fatal`] of the whole transport.
+    pub fn reject(&self, destination: impl Into<Arc<str>>, class: Class) {
+        let destination = destination.into();
+        self.change(|state| state.rejected_destinations.insert(destination, class));
+    }
+
+    /// Ends what [`reject`](Self::reject) began, and tells the producers that were refused there.
+    pub fn accept(&self, destination: &str) {
+        let _announcing = lock(&self.shared.announcing);
+        let mut told = Vec::new();
+        let mut state = self.shared.lock();
+        state.rejected_destinations.remove(destination);
+        for instance in state.instances.values_mut() {
+            let (back, kept) = instance.refused_routes.drain().partition(|route| &*route.destination == destination);
+            instance.refused_routes = kept;
+            told.extend(instance.monitor.clone().map(|monitor| (monitor, back)));
+        }
+        drop(state);
+        self.shared.changed.notify_all();
+        for (monitor, routes) in told {
+            routes.iter().for_each(|route| monitor.route_up(route));
+        }
+    }
+
+    /// Rejects for good every message whose payload contains `marker`, which must not be empty.
+    pub fn reject_message(&self, marker: impl Into<Bytes>) {
+        let marker = marker.into();
+        self.change(|state| state.rejected_markers.push(marker));
+    }
+
+    /// Ends what [`reject_message`](Self::reject_message) with this marker began.
+    pub fn accept_message(&self, marker: impl AsRef<[u8]>) {
+        self.change(|state| state.rejected_markers.retain(|known| known != marker.as_ref()));
+    }
+
+    /// Gives destinations this many partitions (at least one), from now on.
+    pub fn partitions(&self, count: i32) {
+        self.change(|state| state.partitions = count.max(1));
+    }
+
+    /// How long messages are owned before they are appended. Zero at first.
+    pub fn latency(&self, latency: Duration) {
+        self.change(|state| state.latency = latency);
+    }
+
+    /// How many messages a transport takes over at a time; what is beyond is refused. Without limit at first.
+    pub fn capacity(&self, messages: usize) {
+        self.change(|state| state.capacity = messages);
+    }
+
+    /// Everything appended so far, duplicates included, in the order of appending.
+    pub fn delivered(&self) -> Vec<Delivered> {
+        self.shared.lock().log.clone()
+    }
+
+    /// How many messages the transports own at the moment and have not been decided on.
+    pub fn owned(&self) -> usize {
+        self.shared.lock().instances.values().map(|instance| instance.queue.len()).sum()
+    }
+
+    /// Waits until at least `count` messages were appended; false if that took longer than `timeout`.
+    pub fn wait_for(&self, count: usize, timeout: Duration) -> bool {
+        self.wait_until(timeout, |state| state.log.len() >= count)
+    }
+
+    /// Waits until the transports own at least `count` messages; false if that took longer than `timeout`.
+    pub fn wait_for_owned(&self, count: usize, timeout: Duration) -> bool {
+        self.wait_until(timeout, |state| state.instances.values().map(|i| i.queue.len()).sum::<usize>() >= count)
+    }
+
+    fn wait_until(&self, timeout: Duration, mut done: impl FnMut(&State) -> bool) -> bool {
+        let state = self.shared.lock();
+        let waited = self.shared.changed.wait_timeout_while(state, timeout, |state| !done(state));
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) {
+        change(&mut self.shared.lock());
+        self.shared.changed.notify_all();
+    }
+
+    fn announce(&self, change: impl FnOnce(&mut State)) {
+        let _announcing = lock(&self.shared.announcing);
+        self.change(change);
+        let state = self.shared.lock();
+        let down = state.down.clone();
+        let monitors: Vec<_> = state.instances.values().filter_map(|instance| instance.monitor.clone()).collect();
+        drop(state);
+        monitors.iter().for_each(|monitor| tell(monitor, down.clone()));
+    }
+}
+
+impl fmt::Debug for Broker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.shared.lock();
+        f.debug_struct("Broker").field("down", &state.down).field("delivered", &state.log.len()).finish_non_exhaustive()
+    }
+}
+
+/// One producer's connection to a [`Broker`].
+struct MemoryTransport {
+    shared: Arc<Shared>,
+    number: u64,
+    worker: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Transport for MemoryTransport {
+    fn start(&self, monitor: Monitor) -> Result<(), StartError> {
+        let instance = Instance { monitor: Some(monitor), ..Instance::default() };
+        self.shared.lock().instances.insert(self.number, instance);
+        let (shared, number) = (self.shared.clone(), self.number);
+        let worker = thread::Builder::new()
+            .name("outlast-memory".to_owned())
+            .spawn(move || shared.work(number))
+            .map_err(|error| StartError(format!("no thread for the broker in memory: {error}")))?;
+        *lock(&self.worker) = Some(worker);
+        Ok(())
+    }
+
+    fn partition(&self, message: &Outgoing) -> Option<i32> {
+        Some(self.shared.lock().partition_of(message))
+    }
+
+    fn submit(&self, handover: Handover) -> Result<(), Refused> {
+        let mut state = self.shared.lock();
+        if let Some(failure) = state.down.clone() {
+            return Err(Refused { handover, failure });
+        }
+        let capacity = state.capacity;
+        match state.instances.get_mut(&self.number) {
+            Some(instance) if instance.closing.is_none() && instance.queue.len() < capacity => {
+                instance.queue.push_back(handover);
+                drop(state);
+                self.shared.changed.notify_all();
+                Ok(())
+            }
+            found => {
+                let why = if found.is_some_and(|instance| instance.closing.is_none()) { "full" } else { "closed" };
+                let failure = Failure::new(Class::Transient, Scope::Transport, format!("the transport is {why}"));
+                Err(Refused { handover, failure: Arc::new(failure) })
+            }
+        }
+    }
+
+    fn close(&self, grace: Duration) {
+        self.shared.stop(self.number, grace);
+        let worker = lock(&self.worker).take();
+        if let Some(worker) = worker.filter(|worker| worker.thread().id() != thread::current().id()) {
+            // A worker that panicked (in somebody's recipient) has dropped its tickets, which reported.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Drop for MemoryTransport {
+    fn drop(&mut self) {
+        self.shared.stop(self.number, Duration::ZERO);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    fn stop(&self, number: u64, grace: Duration) {
+        let deadline = Instant::now() + grace;
+        if let Some(instance) = self.lock().instances.get_mut(&number) {
+            instance.closing = Some(instance.closing.map_or(deadline, |earlier| earlier.min(deadline)));
+        }
+        self.changed.notify_all();
+    }
+
+    /// The life of an instance's worker.
+    fn work(&self, number: u64) {
+        {
+            let _announcing = lock(&self.announcing);
+            let state = self.lock();
+            let (monitor, down) = (state.instances.get(&number).and_then(|i| i.monitor.clone()), state.down.clone());
+            drop(state);
+            monitor.inspect(|monitor| tell(monitor, down));
+        }
+        while let Some(verdicts) = self.next_verdicts(number) {
+            self.changed.notify_all();
+            fence::report(verdicts, |lanes| self.sweep(number, lanes));
+        }
+    }
+
+    /// Waits for something to decide and decides it; `None` when the instance has ended.
+    fn next_verdicts(&self, number: u64) -> Option<Vec<Verdict>> {
+        let mut state = self.lock();
+        let mut due = None;
+        loop {
+            let (down, paused, latency) = (state.down.clone(), state.paused, state.latency);
+            let instance = state.instances.get_mut(&number)?;
+            let mut wait_until = instance.closing;
+            if instance.queue.is_empty() {
+                if instance.closing.is_some() {
+                    state.instances.remove(&number);
+                    return None;
+                }
+            } else if let Some(failure) = down {
+                return Some(instance.fail_all(&failure));
+            } else if instance.closing.is_some_and(|deadline| deadline <= Instant::now()) {
+                let failure = Failure::new(Class::Transient, Scope::Transport, "the producer was closed");
+                return Some(instance.fail_all(&Arc::new(failure)));
+            } else if !paused {
+                let due = *due.get_or_insert_with(|| Instant::now() + latency);
+                if due <= Instant::now() {
+                    return Some(state.decide(number));
+                }
+                wait_until = Some(wait_until.map_or(due, |closing| closing.min(due)));
+            }
+            state = match wait_until {
+                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+                Some(until) => {
+                    let left = until.saturating_duration_since(Instant::now());
+                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
+        }
+    }
+
+    fn sweep(&self, number: u64, lanes: &HashSet<Lane>) -> Vec<Handover> {
+        let mut state = self.lock();
+        let Some(instance) = state.instances.get_mut(&number) else { return Vec::new() };
+        let concerned = |handover: &Handover| handover.message.lane.is_some_and(|lane| lanes.contains(&lane));
+        let (swept, kept) = instance.queue.drain(..).partition(concerned);
+        instance.queue = kept;
+        Vec::from(swept)
+    }
+}
+
+impl Instance {
+    fn fail_all(&mut self, failure: &Arc<Failure>) -> Vec<Verdict> {
+        let failed = || Outcome::Failed { failure: failure.clone(), possibly_delivered: false };
+        self.queue.drain(..).map(|handover| (handover, failed())).collect()
+    }
+}
+
+impl State {
+    /// Decides on everything an instance owns, in order, and appends what is to be appended.
+    fn decide(&mut self, number: u64) -> Vec<Verdict> {
+        let Some(instance) = self.instances.get_mut(&number) else { return Vec::new() };
+        let queue = std::mem::take(&mut instance.queue);
+        let mut closed = HashSet::new();
+        let mut fatal: Option<Arc<Failure>> = None;
+        let mut verdicts = Vec::with_capacity(queue.len());
+        for handover in queue {
+            let message = &handover.message;
+            let failed = |failure| Outcome::Failed { failure, possibly_delivered: false };
+            let outcome = if let Some(failure) = &fatal {
+                failed(failure.clone())
+            } else if message.lane.is_some_and(|lane| closed.contains(&lane)) {
+                failed(fence::behind())
+            } else if let Some(failure) = self.rejection(message) {
+                if failure.scope == Scope::Route {
+                    let route = message.route.clone();
+                    self.instances.get_mut(&number).map(|instance| instance.refused_routes.insert(route));
+                }
+                let failure = Arc::new(failure);
+                fatal = (failure.class == Class::Fatal).then(|| failure.clone());
+                failed(failure)
+            } else {
+                self.append(message)
+            };
+            if let (Outcome::Failed { .. }, Some(lane)) = (&outcome, message.lane) {
+                closed.insert(lane);
+            }
+            verdicts.push((handover, outcome));
+        }
+        verdicts
+    }
+
+    fn rejection(&self, outgoing: &Outgoing) -> Option<Failure> {
+        let destination = &outgoing.route.destination;
+        if let Some(&class) = self.rejected_destinations.get(destination) {
+            let scope = if class == Class::Fatal { Scope::Transport } else { Scope::Route };
+            return Some(Failure::new(class, scope, format!("the broker refuses {destination:?} (the test said so)")));
+        }
+        if let Some(chosen) = outgoing.message.chosen_partition().filter(|p| !(0..self.partitions).contains(p)) {
+            let reason = format!("{destination:?} has no partition {chosen}");
+            return Some(Failure::new(Class::Hold, Scope::Partition(chosen), reason));
+        }
+        let payload = outgoing.message.payload_bytes()?;
+        let marked = |marker: &Bytes| payload.windows(marker.len().max(1)).any(|window| window == marker);
+        self.rejected_markers
+            .iter()
+            .any(marked)
+            .then(|| Failure::new(Class::Permanent, Scope::Lane, "the broker refuses this payload (the test said so)"))
+    }
+
+    fn append(&mut self, outgoing: &Outgoing) -> Outcome {
+        let partition = self.partition_of(outgoing);
+        let destination = outgoing.route.destination.clone();
+        let next = self.next_offsets.entry((destination.clone(), partition)).or_default();
+        let offset = *next;
+        *next += 1;
+        let message = &outgoing.message;
+        self.log.push(Delivered {
+            id: outgoing.id,
+            destination,
+            key: message.key_bytes().cloned(),
+            payload: message.payload_bytes().cloned(),
+            fields: if let Body::Fields(fields) = message.body() { fields.clone() } else { Vec::new() },
+            headers: message.headers().to_vec(),
+            timestamp: outgoing.timestamp,
+            partition,
+            offset,
+        });
+        if self.replies_to_lose > 0 {
+            self.replies_to_lose -= 1;
+            let failure = Failure::new(Class::Transient, Scope::Lane, "the reply was lost (the test said so)");
+            return Outcome::Failed { failure: Arc::new(failure), possibly_delivered: true };
+        }
+        Outcome::Delivered(Position::Offset { partition, offset })
+    }
+
+    /// The partition chosen, or by the key's CRC, or by the id's: the same at each attempt.
+    fn partition_of(&self, outgoing: &Outgoing) -> i32 {
+        if let Some(chosen) = outgoing.message.chosen_partition() {
+            return chosen;
+        }
+        let hash = match outgoing.message.key_bytes() {
+            Some(key) => crc32fast::hash(key),
+            None => crc32fast::hash(&outgoing.id.to_bytes()),
+        };
+        (i64::from(hash) % i64::from(self.partitions)) as i32
+    }
+}
+
+fn tell(monitor: &Monitor, down: Option<Arc<Failure>>) {
+    match down {
+        None => monitor.up(),
+        Some(failure) => monitor.down(failure),
+    }
+}
+
+/// What a panicking test leaves behind is whole: every change is made by one statement under the lock.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,357 @@
+//! How a Redis server is reached, and what stream entries look like. Plain data; nothing here connects.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+use serde::Deserialize;
+use url::Url;
+
+use crate::message::ID_HEADER;
+use crate::transport::StartError;
+
+/// Redis listens here unless it was told otherwise.
+const DEFAULT_PORT: u16 = 6379;
+/// A connection that takes longer will not come, or not to anyone's use.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longer than a busy server's pauses (fork, AOF rewrite, a slow script), shorter than anyone's patience.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
+/// DESIGN.md 9.
+const RECONNECT_CAP: Duration = Duration::from_secs(30);
+
+/// How to reach a Redis server, and how messages are written to its streams.
+///
+/// `Debug` never shows the password.
+///
+/// ```
+/// use outlast::transport::redis::RedisConfig;
+/// let config = RedisConfig::from_url("redis://app:secret@cache:6380/2?stream=orders&maxlen=100000")?;
+/// assert_eq!((&*config.host, config.port, config.database), ("cache", 6380, 2));
+/// assert!(!format!("{config:?}").contains("secret"));
+/// # Ok::<_, outlast::transport::StartError>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RedisConfig {
+    /// Host name or address, an IPv6 address without brackets. Default `localhost`.
+    pub host: String,
+    /// TCP port. Default 6379.
+    pub port: u16,
+    /// The number of the database. Default 0.
+    pub database: u32,
+    /// The ACL user; without it the password is the `default` user's.
+    pub user: Option<String>,
+    /// The password.
+    pub password: Option<Secret>,
+    /// Speak TLS (the feature `tls`). Certificate and host name are always verified.
+    pub tls: bool,
+    /// PEM file with the authorities to trust; without it the system's. Needs `tls`.
+    pub ca_file: Option<PathBuf>,
+    /// PEM file with the client's certificate chain. Needs `tls` and `private_key_file`.
+    pub certificate_file: Option<PathBuf>,
+    /// PEM file with the client's private key. Needs `tls` and `certificate_file`.
+    pub private_key_file: Option<PathBuf>,
+    /// How long connecting may take, greeting included. Default 5 s.
+    #[serde(with = "humantime_serde")]
+    pub connect_timeout: Duration,
+    /// How long a reply may take before the connection is given up; what was on it may have arrived. Default 30 s.
+    #[serde(with = "humantime_serde")]
+    pub response_timeout: Duration,
+    /// The longest pause between two attempts to connect. The first is at most 100 ms; they double. Default 30 s.
+    #[serde(with = "humantime_serde")]
+    pub reconnect_cap: Duration,
+    /// How entries are written.
+    pub fields: FieldNames,
+    /// What streams are trimmed to at each append, unless `streams` names them. Default: not at all.
+    pub trim: Option<Trim>,
+    /// What single streams are trimmed to, by name.
+    pub streams: BTreeMap<String, Trim>,
+    /// The stream that the URL names, for a program that has no other word for it. The transport ignores it.
+    pub stream: Option<String>,
+}
+
+/// The names of the fields of an entry. Default `payload`, `key`, `outlast-id`, `h:`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct FieldNames {
+    /// The field with the payload; a tombstone's entry lacks it.
+    pub payload: String,
+    /// The field with the key; the entry of a message without key lacks it.
+    pub key: String,
+    /// The field with the id: 32 hexadecimal digits.
+    pub id: String,
+    /// What stands before a header's name. A header with a null value is left out: Redis knows no null, and
+    /// the empty value means the empty value.
+    pub header_prefix: String,
+}
+
+/// What an append trims its stream to, roughly (Redis' `~`).
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Trim {
+    /// The newest so many entries stay.
+    MaxLen(u64),
+    /// Entries from this id on stay.
+    MinId(String),
+}
+
+/// Text that `Debug` does not show.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Takes the text.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// Shows it, to who needs it.
+    pub(super) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+impl Default for FieldNames {
+    fn default() -> Self {
+        Self {
+            payload: "payload".to_owned(),
+            key: "key".to_owned(),
+            id: ID_HEADER.to_owned(),
+            header_prefix: "h:".to_owned(),
+        }
+    }
+}
+
+impl Default for RedisConfig {
+    fn default() -> Self {
+        Self {
+            host: "localhost".to_owned(),
+            port: DEFAULT_PORT,
+            database: 0,
+            user: None,
+            password: None,
+            tls: false,
+            ca_file: None,
+            certificate_file: None,
+            private_key_file: None,
+            connect_timeout: CONNECT_TIMEOUT,
+            response_timeout: RESPONSE_TIMEOUT,
+            reconnect_cap: RECONNECT_CAP,
+            fields: FieldNames::default(),
+            trim: None,
+            streams: BTreeMap::new(),
+            stream: None,
+        }
+    }
+}
+
+impl RedisConfig {
+    /// Reads `redis://[user:password@]host[:port][/database][?option=value&…]`; `rediss://` for TLS.
+    ///
+    /// Options: `stream`, `maxlen`, `minid`, `ca-file`, `certificate-file`, `private-key-file`,
+    /// `connect-timeout`, `response-timeout` (as `5s`), `payload-field`, `key-field`, `id-field`, `header-prefix`.
+    ///
+    /// # Errors
+    /// Names the part that is wrong and the right form; never shows the password.
+    pub fn from_url(url: &str) -> Result<Self, StartError> {
+        let form = "the form is redis://[user:password@]host[:port][/database][?stream=NAME]";
+        let url =
+            Url::parse(url).map_err(|error| StartError(format!("the Redis URL cannot be read ({error}); {form}")))?;
+        let mut config = Self::default();
+        config.tls = match url.scheme() {
+            "redis" => false,
+            "rediss" => true,
+            other => return Err(StartError(format!("{other:?} is no scheme of Redis; {form}, or rediss:// for TLS"))),
+        };
+        let host = url.host_str().filter(|host| !host.is_empty());
+        let host = host.ok_or_else(|| StartError(format!("the Redis URL names no host; {form}")))?;
+        config.host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        config.port = url.port().unwrap_or(DEFAULT_PORT);
+        if config.port == 0 {
+            return Err(StartError(format!("port 0 of the Redis URL is none; {form}")));
+        }
+        let database = url.path().trim_matches('/');
+        if !database.is_empty() {
+            let number = database.parse();
+            config.database = number.map_err(|_| StartError(format!("{database:?} is no database number; {form}")))?;
+        }
+        if !url.username().is_empty() {
+            config.user = Some(decode("user", url.username())?);
+        }
+        if let Some(password) = url.password() {
+            config.password = Some(Secret(decode("password", password)?));
+        }
+        for (name, value) in url.query_pairs() {
+            config.set_option(&name, &value)?;
+        }
+        Ok(config)
+    }
+
+    fn set_option(&mut self, name: &str, value: &str) -> Result<(), StartError> {
+        let wrong = |right: &str| StartError(format!("{name}={value:?} in the Redis URL: it wants {right}"));
+        let duration = || humantime_duration(value).ok_or_else(|| wrong("a duration in s or ms, such as 5s"));
+        match name {
+            "stream" if value.is_empty() => return Err(wrong("a name")),
+            "stream" => self.stream = Some(value.to_owned()),
+            "maxlen" => self.trim = Some(Trim::MaxLen(value.parse().map_err(|_| wrong("a number of entries"))?)),
+            "minid" => self.trim = Some(Trim::MinId(value.to_owned())),
+            "ca-file" => self.ca_file = Some(value.into()),
+            "certificate-file" => self.certificate_file = Some(value.into()),
+            "private-key-file" => self.private_key_file = Some(value.into()),
+            "connect-timeout" => self.connect_timeout = duration()?,
+            "response-timeout" => self.response_timeout = duration()?,
+            "payload-field" => self.fields.payload = value.to_owned(),
+            "key-field" => self.fields.key = value.to_owned(),
+            "id-field" => self.fields.id = value.to_owned(),
+            "header-prefix" => self.fields.header_prefix = value.to_owned(),
+            other => return Err(StartError(format!("{other:?} is no option of a Redis URL"))),
+        }
+        Ok(())
+    }
+
+    /// Everything that is wrong with the configuration, whatever the server does.
+    ///
+    /// # Errors
+    /// All faults in one text.
+    pub fn validate(&self) -> Result<(), StartError> {
+        let mut faults = Vec::new();
+        if self.host.is_empty() {
+            faults.push("no host is named".to_owned());
+        }
+        if self.port == 0 {
+            faults.push("port 0 is none".to_owned());
+        }
+        if self.tls && !cfg!(feature = "tls") {
+            faults.push("TLS is asked for, but outlast was built without its feature \"tls\"".to_owned());
+        }
+        let files = [&self.ca_file, &self.certificate_file, &self.private_key_file];
+        if !self.tls && files.iter().any(|file| file.is_some()) {
+            faults.push("certificates are named, but TLS is off (rediss:// turns it on)".to_owned());
+        }
+        if self.certificate_file.is_some() != self.private_key_file.is_some() {
+            faults.push("a client's certificate and its private key go together; one is missing".to_owned());
+        }
+        if self.user.is_some() && self.password.is_none() {
+            faults.push("a user is named without a password".to_owned());
+        }
+        for (what, duration) in [
+            ("connect_timeout", self.connect_timeout),
+            ("response_timeout", self.response_timeout),
+            ("reconnect_cap", self.reconnect_cap),
+        ] {
+            if duration.is_zero() {
+                faults.push(format!("{what} is zero"));
+            }
+        }
+        if [&self.fields.payload, &self.fields.key, &self.fields.id].iter().any(|name| name.is_empty()) {
+            faults.push("the fields of an entry need names".to_owned());
+        }
+        let trims = self.trim.iter().chain(self.streams.values());
+        for id in trims.filter_map(|trim| if let Trim::MinId(id) = trim { Some(id) } else { None }) {
+            if !is_entry_id(id) {
+                faults.push(format!("{id:?} is no id of a stream entry; the form is MILLISECONDS-SEQUENCE"));
+            }
+        }
+        if faults.is_empty() { Ok(()) } else { Err(StartError(format!("Redis: {}", faults.join("; ")))) }
+    }
+
+    /// Where it is, for people.
+    pub(super) fn address(&self) -> String {
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        format!("{host}:{}", self.port)
+    }
+}
+
+fn decode(what: &str, text: &str) -> Result<String, StartError> {
+    let decoded = percent_decode_str(text).decode_utf8();
+    decoded.map(Into::into).map_err(|_| StartError(format!("the {what} in the Redis URL is not UTF-8")))
+}
+
+/// Whole seconds or milliseconds; the configuration file knows more units.
+fn humantime_duration(text: &str) -> Option<Duration> {
+    if let Some(millis) = text.strip_suffix("ms") {
+        return u64::from_str(millis).ok().map(Duration::from_millis);
+    }
+    u64::from_str(text.strip_suffix('s')?).ok().map(Duration::from_secs)
+}
+
+fn is_entry_id(text: &str) -> bool {
+    let (millis, sequence) = text.split_once('-').unwrap_or((text, "0"));
+    u64::from_str(millis).is_ok() && u64::from_str(sequence).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_read_whole() {
+        let config = RedisConfig::from_url("rediss://us%20er:p%40ss@[::1]:7000/3?stream=s&maxlen=5&connect-timeout=2s");
+        let config = config.unwrap();
+        assert_eq!((config.host.as_str(), config.port, config.database, config.tls), ("::1", 7000, 3, true));
+        assert_eq!((config.user.as_deref(), config.password.as_ref().unwrap().reveal()), (Some("us er"), "p@ss"));
+        assert_eq!((config.stream.as_deref(), config.trim), (Some("s"), Some(Trim::MaxLen(5))));
+        assert_eq!(config.connect_timeout, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn each_wrong_part_of_a_url_is_named_and_no_password_shown() {
+        for (url, part) in [
+            ("http://h", "scheme"),
+            ("redis://", "host"),
+            ("redis://h:99999", "port"),
+            ("redis://h:0", "port"),
+            ("redis://h/x", "database"),
+            ("redis://h?maxlen=many", "maxlen"),
+            ("redis://h?stream=", "stream"),
+            ("redis://h?surprise=1", "surprise"),
+            ("redis://u:canary@h?connect-timeout=soon", "connect-timeout"),
+        ] {
+            let error = RedisConfig::from_url(url).unwrap_err().to_string();
+            assert!(error.contains(part), "{url}: {error}");
+            assert!(!error.contains("canary"), "{error}");
+        }
+    }
+
+    #[test]
+    fn debug_does_not_show_the_password() {
+        let config = RedisConfig { password: Some(Secret::new("canary")), ..RedisConfig::default() };
+        assert!(!format!("{config:?} {config:#?}").contains("canary"));
+    }
+
+    #[test]
+    fn validation_tells_all_faults_at_once() {
+        let config = RedisConfig {
+            host: String::new(),
+            ca_file: Some("ca.pem".into()),
+            user: Some("u".into()),
+            trim: Some(Trim::MinId("soon".into())),
+            response_timeout: Duration::ZERO,
+            ..RedisConfig::default()
+        };
+        let text = config.validate().unwrap_err().to_string();
+        for part in ["host", "TLS is off", "without a password", "\"soon\"", "response_timeout"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
+    fn it_is_read_from_a_configuration_file() {
+        let json = r#"{"host":"h","response_timeout":"3s","trim":{"max-len":9},"fields":{"payload":"body"},
+            "streams":{"s":{"min-id":"1-0"}}}"#;
+        let config: RedisConfig = serde_json::from_str(json).unwrap();
+        assert_eq!((config.response_timeout, config.trim), (Duration::from_secs(3), Some(Trim::MaxLen(9))));
+        assert_eq!((config.fields.payload.as_str(), config.fields.key.as_str()), ("body", "key"));
+        assert!(serde_json::from_str::<RedisConfig>(r#"{"hots":"h"}"#).is_err());
+    }
+}

@@ -1,0 +1,206 @@
+//! What goes to the server in one piece, and what its replies say about each message in it.
+//!
+//! A unit holds messages of one stream. An ordered one is a transaction, because an error reply in mid-pipeline
+//! does not stop what follows it, and then a later message of a lane would be appended before an earlier one:
+//!
+//! - Errors that depend on the server's state (`OOM`, `MISCONF`, `NOREPLICAS`, `READONLY`, `BUSY`, `NOPERM`, …) come
+//!   when a command is queued, or instead of `EXEC`. Either aborts the whole: nothing was appended.
+//! - Errors at run time do not stop an `EXEC`. What can fail an `XADD` there is the key's type and an exhausted id,
+//!   which nothing within a transaction changes, so they fail all that follows, too; and an entry beyond 1 GiB,
+//!   which no message reaches.
+//!
+//! Should a reply contradict this, the later message counts as failed, possibly delivered, and the log says so.
+//! A unit of one message needs no transaction.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use redis::{Pipeline, ServerError, Value};
+
+use super::classify::{self, Finding};
+use super::config::RedisConfig;
+use super::entry;
+use crate::message::Position;
+use crate::transport::fence::{self, Verdict};
+use crate::transport::{Class, Failure, Handover, Outcome, Scope};
+
+/// One piece of work for the server. Without messages it is a `PING`.
+pub(super) struct Unit {
+    /// Its messages keep their order; at most one such unit of a stream is outstanding.
+    pub ordered: bool,
+    pub messages: Vec<Handover>,
+}
+
+/// What the replies to a unit say.
+pub(super) struct Reading {
+    pub verdicts: Vec<Verdict>,
+    /// Why the connection has to be replaced, if it has.
+    pub broken: Option<Arc<Failure>>,
+}
+
+enum Fate {
+    Appended(Position),
+    /// The server says that it did not append it.
+    Refused(Arc<Failure>),
+    /// Nobody can say.
+    Unknown(Arc<Failure>),
+}
+
+impl Unit {
+    fn is_transaction(&self) -> bool {
+        self.ordered && self.messages.len() > 1
+    }
+
+    /// The commands, and how many replies they get.
+    pub(super) fn pipeline(&self, config: &RedisConfig) -> (Pipeline, usize) {
+        let mut pipeline = Pipeline::with_capacity(self.messages.len() + 2);
+        if self.messages.is_empty() {
+            pipeline.cmd("PING");
+        }
+        // `Pipeline::atomic` would hide why a server refuses EXEC, so both commands are written here.
+        if self.is_transaction() {
+            pipeline.cmd("MULTI");
+        }
+        for handover in &self.messages {
+            pipeline.add_command(entry::command(config, &handover.message));
+        }
+        if self.is_transaction() {
+            pipeline.cmd("EXEC");
+        }
+        let replies = pipeline.len();
+        (pipeline, replies)
+    }
+
+    /// Reports for when no reply comes any more.
+    pub(super) fn lost(self, failure: &Arc<Failure>) -> Vec<Verdict> {
+        let failed = || Outcome::Failed { failure: failure.clone(), possibly_delivered: true };
+        self.messages.into_iter().map(|handover| (handover, failed())).collect()
+    }
+
+    /// What the replies mean for each message.
+    pub(super) fn read(self, values: Vec<Value>) -> Reading {
+        let mut broken = None;
+        let fates = if self.messages.is_empty() {
+            if let Some(Value::ServerError(error)) = values.first() {
+                refused(error, &mut broken);
+            }
+            Vec::new()
+        } else if self.is_transaction() {
+            transaction(self.messages.len(), values, &mut broken)
+        } else {
+            each(self.messages.len(), values, &mut broken)
+        };
+        let mut closed = HashSet::new();
+        let mut verdicts = Vec::with_capacity(self.messages.len());
+        for (handover, fate) in self.messages.into_iter().zip(fates) {
+            let lane = handover.message.lane;
+            let overtook = lane.is_some_and(|lane| closed.contains(&lane));
+            let outcome = match fate {
+                Fate::Appended(position) if overtook => {
+                    tracing::error!(id = %handover.message.id, %position, "Redis appended a message of a lane behind one it refused");
+                    Outcome::Failed { failure: fence::behind(), possibly_delivered: true }
+                }
+                Fate::Appended(position) => Outcome::Delivered(position),
+                Fate::Refused(failure) => Outcome::Failed { failure, possibly_delivered: false },
+                Fate::Unknown(failure) => Outcome::Failed { failure, possibly_delivered: true },
+            };
+            if matches!(outcome, Outcome::Failed { .. }) {
+                closed.extend(lane);
+            }
+            verdicts.push((handover, outcome));
+        }
+        Reading { verdicts, broken }
+    }
+}
+
+fn each(count: usize, values: Vec<Value>, broken: &mut Option<Arc<Failure>>) -> Vec<Fate> {
+    if values.len() != count {
+        return nonsense(count, format!("{} replies to {count} commands", values.len()), broken);
+    }
+    values.into_iter().map(|value| single(value, broken)).collect()
+}
+
+fn single(value: Value, broken: &mut Option<Arc<Failure>>) -> Fate {
+    let (kind, entry) = match value {
+        Value::BulkString(text) => ("a bulk string", position(&text)),
+        Value::ServerError(error) => return Fate::Refused(refused(&error, broken)),
+        Value::SimpleString(_) => ("a simple string", None),
+        Value::Nil => ("nil", None),
+        _ => ("another type", None),
+    };
+    match entry {
+        Some(position) => Fate::Appended(position),
+        None => Fate::Unknown(unexpected(format!("{kind} instead of an entry's id"), broken)),
+    }
+}
+
+fn transaction(count: usize, mut values: Vec<Value>, broken: &mut Option<Arc<Failure>>) -> Vec<Fate> {
+    if values.len() != count + 2 {
+        return nonsense(count, format!("{} replies to a transaction of {count}", values.len()), broken);
+    }
+    let executed = values.pop();
+    if let Value::ServerError(error) = values.remove(0) {
+        // Without MULTI the commands ran one by one, and each reply speaks for itself. The next connection asks
+        // for MULTI before it takes messages.
+        *broken = Some(refused(&error, broken));
+        return each(count, values, broken);
+    }
+    match executed {
+        Some(Value::Array(items)) => each(count, items, broken),
+        Some(Value::ServerError(error)) if error.code() == "EXECABORT" => aborted(&error, values, broken),
+        Some(Value::ServerError(error)) => {
+            // What was queued is forgotten with the connection.
+            let failure = refused(&error, broken);
+            *broken = Some(failure.clone());
+            (0..count).map(|_| Fate::Refused(failure.clone())).collect()
+        }
+        _ => nonsense(count, "neither an array nor an error from EXEC".to_owned(), broken),
+    }
+}
+
+/// Nothing of the transaction was applied: because of a command that was refused when it was queued, which has said
+/// why itself, or because of EXEC.
+fn aborted(error: &ServerError, queued: Vec<Value>, broken: &mut Option<Arc<Failure>>) -> Vec<Fate> {
+    let own: Vec<Option<Arc<Failure>>> = queued
+        .into_iter()
+        .map(|value| if let Value::ServerError(error) = value { Some(refused(&error, broken)) } else { None })
+        .collect();
+    let cause = own.iter().flatten().next().cloned().unwrap_or_else(|| refused(error, broken));
+    let shared = if cause.class == Class::Permanent {
+        // A verdict on one message is none on those that shared its transaction.
+        Arc::new(Failure::new(Class::Transient, Scope::Lane, "discarded with the transaction of a refused message"))
+    } else {
+        cause
+    };
+    own.into_iter().map(|failure| Fate::Refused(failure.unwrap_or_else(|| shared.clone()))).collect()
+}
+
+fn refused(error: &ServerError, broken: &mut Option<Arc<Failure>>) -> Arc<Failure> {
+    let Finding { failure, reconnect } = classify::reply(error);
+    let failure = Arc::new(failure);
+    if reconnect && broken.is_none() {
+        *broken = Some(failure.clone());
+    }
+    failure
+}
+
+fn nonsense(count: usize, what: String, broken: &mut Option<Arc<Failure>>) -> Vec<Fate> {
+    let failure = unexpected(what, broken);
+    (0..count).map(|_| Fate::Unknown(failure.clone())).collect()
+}
+
+/// A reply that makes no sense: the connection cannot be trusted any more.
+fn unexpected(what: String, broken: &mut Option<Arc<Failure>>) -> Arc<Failure> {
+    let reason = format!("Redis: a reply that makes no sense: {what}");
+    let failure = Arc::new(Failure::new(Class::Transient, Scope::Transport, reason));
+    broken.get_or_insert_with(|| failure.clone());
+    failure
+}
+
+fn position(text: &[u8]) -> Option<Position> {
+    let (millis, sequence) = std::str::from_utf8(text).ok()?.split_once('-')?;
+    Some(Position::Entry { millis: millis.parse().ok()?, sequence: sequence.parse().ok()? })
+}
+
+#[cfg(test)]
+mod tests;

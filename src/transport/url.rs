@@ -1,0 +1,294 @@
+//! Where a broker is: `kafka://host:port[,host:port][/TOPIC][?librdkafka.option=…]`,
+//! `redis://[user[:password]@]host[:port][/db][?stream=NAME]`, `rediss://…`.
+//!
+//! Several hosts, as Kafka has them, are no part of RFC 3986; everything else is. Nothing is resolved or opened.
+
+use std::fmt;
+use std::str::FromStr;
+
+use percent_encoding::percent_decode_str;
+
+/// What is wrong with the URL of a broker: the part, and the right form. Never shows a password.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("broker URL: {part}: {reason}")]
+pub struct UrlError {
+    part: &'static str,
+    reason: String,
+}
+
+impl UrlError {
+    pub(crate) fn new(part: &'static str, reason: impl Into<String>) -> Self {
+        Self { part, reason: reason.into() }
+    }
+
+    /// The part of the URL that is wrong: `scheme`, `host`, `port`, `topic`, `option`, …
+    pub fn part(&self) -> &'static str {
+        self.part
+    }
+}
+
+/// The kind of broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Scheme {
+    /// `kafka://`
+    Kafka,
+    /// `redis://`
+    Redis,
+    /// `rediss://`: Redis over TLS.
+    Rediss,
+}
+
+impl Scheme {
+    /// Its name in a URL.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kafka => "kafka",
+            Self::Redis => "redis",
+            Self::Rediss => "rediss",
+        }
+    }
+
+    const fn default_port(self) -> u16 {
+        match self {
+            Self::Kafka => 9092,
+            Self::Redis | Self::Rediss => 6379,
+        }
+    }
+}
+
+/// The URL of a broker, taken apart.
+///
+/// ```
+/// use outlast::BrokerUrl;
+/// let url: BrokerUrl = "kafka://a:9092,b:9093/orders?linger.ms=5".parse()?;
+/// assert_eq!(url.destination(), Some("orders"));
+/// assert!("kafka://a:99999/orders".parse::<BrokerUrl>().is_err());
+/// # Ok::<(), outlast::UrlError>(())
+/// ```
+#[derive(Clone, PartialEq, Eq)]
+pub struct BrokerUrl {
+    pub(crate) scheme: Scheme,
+    pub(crate) user: Option<String>,
+    pub(crate) password: Option<String>,
+    pub(crate) hosts: Vec<(String, u16)>,
+    pub(crate) database: Option<i64>,
+    pub(crate) destination: Option<String>,
+    pub(crate) options: Vec<(String, String)>,
+}
+
+impl BrokerUrl {
+    /// The kind of broker.
+    pub fn scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    /// What the transport is called where nothing else names it.
+    pub fn transport_name(&self) -> &'static str {
+        match self.scheme {
+            Scheme::Kafka => "kafka",
+            Scheme::Redis | Scheme::Rediss => "redis",
+        }
+    }
+
+    /// The topic or stream that the URL names.
+    pub fn destination(&self) -> Option<&str> {
+        self.destination.as_deref()
+    }
+
+    /// Sets the password, where the URL has none.
+    pub(crate) fn or_password(mut self, password: Option<&str>) -> Self {
+        if self.password.is_none() {
+            self.password = password.map(str::to_owned);
+        }
+        self
+    }
+}
+
+impl FromStr for BrokerUrl {
+    type Err = UrlError;
+
+    fn from_str(text: &str) -> Result<Self, UrlError> {
+        let form = "give kafka://host:port/TOPIC, redis://host:port?stream=NAME or rediss://host:port?stream=NAME";
+        let (scheme, rest) =
+            text.split_once("://").ok_or_else(|| UrlError::new("scheme", format!("there is none; {form}")))?;
+        let scheme = match scheme {
+            "kafka" => Scheme::Kafka,
+            "redis" => Scheme::Redis,
+            "rediss" => Scheme::Rediss,
+            other => return Err(UrlError::new("scheme", format!("`{other}` is not known; {form}"))),
+        };
+        let (rest, query) = rest.split_once('?').map_or((rest, None), |(rest, query)| (rest, Some(query)));
+        let (authority, path) = rest.split_once('/').map_or((rest, None), |(hosts, path)| (hosts, Some(path)));
+        let (user_info, hosts) =
+            authority.rsplit_once('@').map_or((None, authority), |(user, hosts)| (Some(user), hosts));
+        let (user, password) = match user_info {
+            None => (None, None),
+            Some(user_info) => {
+                let (user, password) =
+                    user_info.split_once(':').map_or((user_info, None), |(user, password)| (user, Some(password)));
+                let user = decode("user", user)?;
+                let password = password.map(|password| decode("password", password)).transpose()?;
+                ((!user.is_empty()).then_some(user), password)
+            }
+        };
+        let hosts = hosts.split(',').map(|host| parse_host(scheme, host)).collect::<Result<Vec<_>, _>>()?;
+        let options = query.map(parse_query).transpose()?.unwrap_or_default();
+        let mut url = Self { scheme, user, password, hosts, database: None, destination: None, options };
+        match scheme {
+            Scheme::Kafka => url.take_topic(path)?,
+            Scheme::Redis | Scheme::Rediss => url.take_database_and_stream(path)?,
+        }
+        Ok(url)
+    }
+}
+
+impl BrokerUrl {
+    fn take_topic(&mut self, path: Option<&str>) -> Result<(), UrlError> {
+        let Some(topic) = path.filter(|path| !path.is_empty()) else { return Ok(()) };
+        if topic.contains('/') {
+            return Err(UrlError::new("topic", format!("`{topic}` has a `/`; give kafka://host:port/TOPIC")));
+        }
+        self.destination = Some(decode("topic", topic)?);
+        Ok(())
+    }
+
+    fn take_database_and_stream(&mut self, path: Option<&str>) -> Result<(), UrlError> {
+        if self.hosts.len() > 1 {
+            return Err(UrlError::new("host", "one host; give redis://host:port?stream=NAME"));
+        }
+        if let Some(path) = path.filter(|path| !path.is_empty()) {
+            let database = path.parse().ok().filter(|database| *database >= 0);
+            self.database = Some(database.ok_or_else(|| {
+                UrlError::new("database", format!("`{path}` is no number; the stream goes behind ?stream="))
+            })?);
+        }
+        if let Some(at) = self.options.iter().position(|(name, _)| name == "stream") {
+            let (_, stream) = self.options.remove(at);
+            if stream.is_empty() {
+                return Err(UrlError::new("stream", "it is empty; give redis://host:port?stream=NAME"));
+            }
+            self.destination = Some(stream);
+        }
+        Ok(())
+    }
+}
+
+fn parse_host(scheme: Scheme, text: &str) -> Result<(String, u16), UrlError> {
+    let form = format!("give {}://host:port", scheme.name());
+    // [::1]:9092 or host:9092
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (host, rest) = rest
+                .split_once(']')
+                .ok_or_else(|| UrlError::new("host", format!("`{text}` lacks the closing `]`; {form}")))?;
+            (host, rest.strip_prefix(':'))
+        }
+        None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
+    };
+    if host.is_empty() {
+        return Err(UrlError::new("host", format!("there is none; {form}")));
+    }
+    let port = match port {
+        None => scheme.default_port(),
+        Some(port) => match port.parse() {
+            Ok(0) | Err(_) => {
+                return Err(UrlError::new("port", format!("`{port}` is not a number from 1 to 65535; {form}")));
+            }
+            Ok(port) => port,
+        },
+    };
+    Ok((decode("host", host)?, port))
+}
+
+fn parse_query(query: &str) -> Result<Vec<(String, String)>, UrlError> {
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    pairs
+        .map(|pair| {
+            let (name, value) = pair
+                .split_once('=')
+                .ok_or_else(|| UrlError::new("option", format!("`{pair}` has no value; give ?name=value")))?;
+            Ok((decode("option", name)?, decode("option", value)?))
+        })
+        .collect()
+}
+
+fn decode(part: &'static str, text: &str) -> Result<String, UrlError> {
+    let decoded = percent_decode_str(text).decode_utf8();
+    decoded.map(Into::into).map_err(|_| UrlError::new(part, "it is not UTF-8 once its %-escapes are resolved"))
+}
+
+impl fmt::Display for BrokerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}://", self.scheme.name())?;
+        if let Some(user) = &self.user {
+            write!(f, "{user}@")?;
+        }
+        for (at, (host, port)) in self.hosts.iter().enumerate() {
+            let comma = if at > 0 { "," } else { "" };
+            let (open, close) = if host.contains(':') { ("[", "]") } else { ("", "") };
+            write!(f, "{comma}{open}{host}{close}:{port}")?;
+        }
+        if let Some(database) = self.database {
+            write!(f, "/{database}")?;
+        }
+        match (&self.destination, self.scheme) {
+            (Some(topic), Scheme::Kafka) => write!(f, "/{topic}"),
+            (Some(stream), Scheme::Redis | Scheme::Rediss) => write!(f, "?stream={stream}"),
+            (None, _) => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for BrokerUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Options may hold secrets (`sasl.password`), and so may the URL: what Display shows is safe.
+        write!(f, "BrokerUrl({self})")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn part(text: &str) -> &'static str {
+        text.parse::<BrokerUrl>().expect_err(text).part
+    }
+
+    #[test]
+    fn each_part_is_understood() {
+        let url: BrokerUrl = "kafka://a:9092,[::1]:9093,c/my.topic?linger.ms=5&client.id=x%20y".parse().unwrap();
+        assert_eq!(url.hosts, [("a".into(), 9092), ("::1".into(), 9093), ("c".into(), 9092)]);
+        assert_eq!(url.destination(), Some("my.topic"));
+        assert_eq!(url.options[1], ("client.id".into(), "x y".into()));
+        let url: BrokerUrl = "rediss://me:s%3Acret@h:1234/3?stream=log&timeout=1".parse().unwrap();
+        assert_eq!((url.user.as_deref(), url.password.as_deref()), (Some("me"), Some("s:cret")));
+        assert_eq!((url.database, url.destination()), (Some(3), Some("log")));
+        assert_eq!(url.options.len(), 1);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        assert_eq!(part("localhost:9092"), "scheme");
+        assert_eq!(part("amqp://h/t"), "scheme");
+        assert_eq!(part("kafka:///t"), "host");
+        assert_eq!(part("kafka://h:0/t"), "port");
+        assert_eq!(part("kafka://h:70000/t"), "port");
+        assert_eq!(part("kafka://h:x/t"), "port");
+        assert_eq!(part("kafka://h/a/b"), "topic");
+        assert_eq!(part("kafka://h/t?acks"), "option");
+        assert_eq!(part("redis://h/stream"), "database");
+        assert_eq!(part("redis://a,b"), "host");
+        assert_eq!(part("redis://h?stream="), "stream");
+    }
+
+    #[test]
+    fn a_password_is_never_shown() {
+        let url: BrokerUrl = "redis://u:hunter2@h:1?stream=s".parse().unwrap();
+        for text in [url.to_string(), format!("{url:?}")] {
+            assert!(!text.contains("hunter2"), "{text}");
+        }
+        let error = "redis://u:hunter2@h:x".parse::<BrokerUrl>().unwrap_err();
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+    }
+}
