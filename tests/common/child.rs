@@ -1,9 +1,10 @@
 //! The program `outlast` as a child process, and the log of what it acknowledged.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// What a finished run of the program said.
@@ -16,9 +17,15 @@ pub struct Output {
 }
 
 /// Runs the program to its end, with `input` as its standard input.
-pub fn run<S: AsRef<std::ffi::OsStr>>(args: &[S], input: &[u8]) -> Output {
+pub fn run<S: AsRef<OsStr>>(args: &[S], input: &[u8]) -> Output {
+    run_with(args, input, &[])
+}
+
+/// The same, with variables in its environment.
+pub fn run_with<S: AsRef<OsStr>>(args: &[S], input: &[u8], environment: &[(&str, &str)]) -> Output {
     let mut child = program()
         .args(args)
+        .envs(environment.iter().copied())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -43,23 +50,50 @@ pub fn run<S: AsRef<std::ffi::OsStr>>(args: &[S], input: &[u8]) -> Output {
 /// A run of the program in the background; it is killed when this is dropped.
 pub struct Child {
     process: std::process::Child,
+    stdin: Option<ChildStdin>,
     log: PathBuf,
 }
 
 impl Child {
-    /// Starts the program without standard input; what it prints goes to a file `run-N.log` in `dir`.
-    pub fn spawn<S: AsRef<std::ffi::OsStr>>(args: &[S], dir: &Path) -> Self {
+    /// Starts the program; what it prints goes to a file `run-N.log` in `dir`. Its standard input is a pipe: see
+    /// [`feed`](Self::feed).
+    pub fn spawn<S: AsRef<OsStr>>(args: &[S], dir: &Path) -> Self {
         let number = (0..).find(|n| !dir.join(format!("run-{n}.log")).exists()).unwrap_or(0);
         let log = dir.join(format!("run-{number}.log"));
         let file = File::create(&log).expect("a file for the program's output");
-        let process = program()
+        let mut process = program()
             .args(args)
-            .stdin(Stdio::null())
+            .stdin(Stdio::piped())
             .stdout(file.try_clone().expect("a second handle"))
             .stderr(file)
             .spawn()
             .expect("the program starts");
-        Self { process, log }
+        Self { stdin: process.stdin.take(), process, log }
+    }
+
+    /// Hands it lines; returns when it has read them, but for what fits into a pipe.
+    #[track_caller]
+    pub fn feed(&mut self, lines: &[Vec<u8>]) {
+        let stdin = self.stdin.as_mut().expect("its input is still open");
+        let written = lines.iter().try_for_each(|line| stdin.write_all(line).and_then(|()| stdin.write_all(b"\n")));
+        if let Err(e) = written {
+            panic!("feeding the program: {e}; it printed:\n{}", self.printed());
+        }
+    }
+
+    /// Hands it lines in the background, for as long as it lives.
+    pub fn feed_until_killed(&mut self, lines: &[Vec<u8>]) {
+        let mut stdin = self.stdin.take().expect("its input is still open");
+        let lines = lines.to_vec();
+        std::thread::spawn(move || {
+            // Ends with a broken pipe, as is meant.
+            lines.iter().try_for_each(|line| stdin.write_all(line).and_then(|()| stdin.write_all(b"\n")))
+        });
+    }
+
+    /// The end of its input.
+    pub fn end_input(&mut self) {
+        self.stdin = None;
     }
 
     /// Its process id.
@@ -75,6 +109,12 @@ impl Child {
     /// Whether it is still running.
     pub fn is_running(&mut self) -> bool {
         self.process.try_wait().expect("the child can be waited for").is_none()
+    }
+
+    /// SIGTERM.
+    pub fn terminate(&self) {
+        let pid = i32::try_from(self.pid()).ok().and_then(rustix::process::Pid::from_raw).expect("a process id");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("the child is alive");
     }
 
     /// SIGKILL, and waits for the end.
@@ -158,6 +198,6 @@ impl Acks {
 
 fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outlast"));
-    command.env_remove("OUTLAST_PASSWORD");
+    command.env_remove("OUTLAST_PASSWORD").env_remove("RUST_LOG");
     command
 }

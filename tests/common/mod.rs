@@ -19,7 +19,7 @@ pub mod redis;
 mod servers;
 
 #[cfg(feature = "cli")]
-pub use child::{Acks, Child, Output, run};
+pub use child::{Acks, Child, Output, run, run_with};
 pub use lines::{first_field, input_lines, log_lines};
 pub use servers::{KafkaServer, RedisServer, kafka_address, redis_address};
 

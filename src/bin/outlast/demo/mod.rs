@@ -29,9 +29,11 @@ const RECORD_OVERHEAD: usize = 100;
 /// Plays the whole story; fails if an acknowledged line is not there or out of order.
 pub fn run(args: &Demo) -> Result<Exit, Problem> {
     let begin = Instant::now();
+    let text = input(args)?;
+    let lines = lines(&text)?;
     let dir = std::env::temp_dir().join(format!("outlast-demo-{}", std::process::id()));
     std::fs::create_dir(&dir).map_err(|e| Problem::failed(format!("{}: {e}", dir.display())))?;
-    let exit = play(args, &dir).map_err(|problem| Problem {
+    let exit = play(&lines, &dir).map_err(|problem| Problem {
         text: format!("{}\nEverything is left in {} to look at.", problem.text, dir.display()),
         ..problem
     })?;
@@ -44,10 +46,8 @@ pub fn run(args: &Demo) -> Result<Exit, Problem> {
     Ok(exit)
 }
 
-fn play(args: &Demo, dir: &Path) -> Result<Exit, Problem> {
-    let text = input(args)?;
-    let lines = lines(&text)?;
-    let file = save(&lines, dir)?;
+fn play(lines: &[&[u8]], dir: &Path) -> Result<Exit, Problem> {
+    let file = save(lines, dir)?;
     let (third, two_thirds) = (lines.len() / 3, lines.len() * 2 / 3);
 
     let mut broker = Broker::start()?;
@@ -86,7 +86,7 @@ fn play(args: &Demo, dir: &Path) -> Result<Exit, Problem> {
     broker.up()?;
     let status = producer.wait()?;
     say(&format!("The producer has ended: {status}."))?;
-    let verdict = check::check(&broker.address, &lines)?;
+    let verdict = check::check(&broker.address, lines)?;
     say(&format!(
         "Reading everything from the broker: {} records for {} acknowledged lines; {} lost; {} delivered twice (lines \
          that were accepted, but not yet logged, when the producer was killed); order kept for {} of {} keys.",
