@@ -77,6 +77,9 @@ fn settle(
         return Err(violation);
     }
     let attempts = lab.close(Duration::from_secs(5))?;
+    // A fault that met no message has proven nothing: show what it did.
+    let met = fault.map_or("no fault", |fault| fault.name);
+    println!("{to}: {met}: {} messages took {} hand-overs", messages.len(), attempts.len());
     judge::judge(subject, to, &messages, &attempts)
 }
 
