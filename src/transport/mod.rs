@@ -9,6 +9,8 @@
 //! everything submitted behind it on its lane is reported failed, too, before anything submitted there later
 //! is accepted by the broker. A request already on the wire may still land, in order, as a duplicate.
 
+#[cfg(feature = "testing")]
+pub mod conformance;
 #[cfg(any(feature = "testing", feature = "redis"))]
 pub(crate) mod fence;
 #[cfg(feature = "kafka")]

@@ -159,19 +159,17 @@ fn server_code(kind: ServerErrorKind) -> &'static str {
 
 #[cfg(feature = "tls")]
 fn is_tls(error: &RedisError) -> bool {
-    let mut source = std::error::Error::source(error);
-    while let Some(inner) = source {
-        if inner.is::<rustls::Error>() {
-            return true;
-        }
-        // An `io::Error` shows its content's source, not its content.
-        let within = inner.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-        if within.is_some_and(|within| within.is::<rustls::Error>()) {
-            return true;
-        }
-        source = inner.source();
-    }
-    false
+    use std::error::Error;
+    use std::sync::Arc;
+
+    // The client's source is the `Arc` around an `io::Error`, and that shows its content's source, not its content.
+    let Some(source) = error.source() else { return false };
+    let source = match source.downcast_ref::<Arc<dyn Error + Send + Sync>>() {
+        Some(shared) => &**shared as &(dyn Error + 'static),
+        None => source,
+    };
+    let within = source.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    source.is::<rustls::Error>() || within.is_some_and(|within| within.is::<rustls::Error>())
 }
 
 #[cfg(not(feature = "tls"))]

@@ -82,10 +82,19 @@ pub(super) async fn connect(client: &Client, config: &RedisConfig) -> Result<Mul
         greet(&mut connection, config, &address).await?;
         Ok(connection)
     };
-    tokio::time::timeout(config.connect_timeout, greeted).await.unwrap_or_else(|_| {
-        let reason = format!("no connection to Redis at {address}: no answer within {:?}", config.connect_timeout);
-        Err(Failure::new(Class::Transient, Scope::Transport, reason))
-    })
+    let connected = tokio::time::timeout(config.connect_timeout, greeted).await;
+    connected
+        .unwrap_or_else(|_| {
+            let reason = format!("no connection to Redis at {address}: no answer within {:?}", config.connect_timeout);
+            Err(Failure::new(Class::Transient, Scope::Transport, reason))
+        })
+        .map_err(|mut failure| {
+            // A plaintext port waits for the end of the greeting, and that looks like any other silence.
+            if config.tls && failure.class == Class::Transient {
+                failure.reason.push_str(" (does the port speak TLS?)");
+            }
+            failure
+        })
 }
 
 async fn greet(connection: &mut MultiplexedConnection, config: &RedisConfig, address: &str) -> Result<(), Failure> {
