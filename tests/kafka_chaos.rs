@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use kafka_support::lanes::Lanes;
-use kafka_support::{Rig, assert_ordered, read};
+use kafka_support::{Rig, assert_ordered, end_of, read};
 use outlast::transport::Transport;
 use outlast::transport::kafka::KafkaConfig;
 use rdkafka::mocking::MockCluster;
@@ -87,17 +87,8 @@ fn run(seed: u64) {
     let expected = lanes.expected();
     assert_eq!(lanes.dead(), 0, "none of these errors concerns a message");
     println!("{} messages handed back and sent again", lanes.handed_back);
-    let all = read_everything(&servers);
+    let all = read(&servers, TOPIC, PARTITIONS, end_of(&servers, TOPIC, PARTITIONS));
     assert_eq!(assert_ordered(&all), expected);
-}
-
-fn read_everything(servers: &str) -> Vec<rdkafka::message::OwnedMessage> {
-    use rdkafka::config::ClientConfig;
-    use rdkafka::consumer::{BaseConsumer, Consumer};
-    let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", servers).create().unwrap();
-    let ends = (0..PARTITIONS).map(|p| consumer.fetch_watermarks(TOPIC, p, Duration::from_secs(20)).unwrap());
-    let count: i64 = ends.map(|(low, high)| high - low).sum();
-    read(servers, TOPIC, PARTITIONS, count as usize)
 }
 
 #[test]

@@ -209,6 +209,16 @@ pub fn read(brokers: &str, topic: &str, partitions: i32, count: usize) -> Vec<Ow
     messages
 }
 
+/// How many messages a topic has, duplicates and all.
+pub fn end_of(brokers: &str, topic: &str, partitions: i32) -> usize {
+    let consumer: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap_or_else(|error| panic!("{error}"));
+    let ends = (0..partitions).map(|p| consumer.fetch_watermarks(topic, p, PATIENCE));
+    let count: i64 =
+        ends.map(|end| end.unwrap_or_else(|error| panic!("{topic}: {error}"))).map(|(low, high)| high - low).sum();
+    usize::try_from(count).unwrap_or(0)
+}
+
 /// The message id in a message's header.
 pub fn id_of(message: &OwnedMessage) -> MessageId {
     let headers = message.headers().expect("no headers");
