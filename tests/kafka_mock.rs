@@ -181,6 +181,25 @@ fn an_error_that_does_not_pass_rebuilds_the_instance() {
     }
 }
 
+/// With its first batch's acknowledgement lost a broker may answer "I have that already" without saying where
+/// (KAFKA-14312 and KAFKA-15591 tell how it may be wrong). librdkafka calls it a success.
+#[test]
+fn a_success_without_an_offset_is_no_acknowledgement() {
+    let (mock, servers) = mock(1);
+    mock.create_topic("t", 1, 1).unwrap();
+    let rig = Rig::new(&servers);
+    rig.submit(numbered("t", "a", 0));
+    rig.delivered(1);
+    mock.request_errors(RDKafkaApiKey::Produce, &[Code::RD_KAFKA_RESP_ERR_DUPLICATE_SEQUENCE_NUMBER]);
+    rig.submit(numbered("t", "a", 1));
+    let (number, failure, possibly) = rig.failure();
+    assert_eq!((number, possibly), (2, true));
+    assert!(is(&failure, Class::Fatal, Scope::Transport) && failure.reason.contains("offset"), "{failure:?}");
+    rig.submit_until_taken(&numbered("t", "a", 1));
+    rig.delivered(1);
+    rig.assert_silent();
+}
+
 #[test]
 fn a_message_tried_alone_gets_its_own_verdict_and_disturbs_nobody() {
     let (mock, servers) = mock(1);

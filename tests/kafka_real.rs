@@ -7,7 +7,9 @@ mod kafka_support;
 
 use std::time::{Duration, Instant};
 
-use common::{KafkaServer, kafka, kafka_address, unique};
+use common::{KafkaServer, kafka, kafka_address, seed, unique};
+use fastrand::Rng;
+use kafka_support::lanes::Lanes;
 use kafka_support::{PATIENCE, Rig, Said, assert_ordered, id_of, is, read};
 use outlast::transport::{Class, Outcome, Scope, Transport};
 use outlast::{Message, MessageId};
@@ -144,6 +146,7 @@ fn a_stopped_broker_is_told_and_close_keeps_its_grace() {
     rig.delivered(1);
     server.stop();
     rig.submit(numbered(&topic, "a", 1));
+    rig.until(|said| matches!(said, Said::Down(failure) if is(failure, Class::Transient, Scope::Transport)));
     let start = Instant::now();
     rig.transport.close(Duration::from_secs(2));
     assert!(start.elapsed() < Duration::from_secs(20), "took {:?}", start.elapsed());
@@ -154,4 +157,31 @@ fn a_stopped_broker_is_told_and_close_keeps_its_grace() {
     second.submit(numbered(&topic, "a", 2));
     second.delivered(1);
     assert!(start.elapsed() < PATIENCE);
+}
+
+/// Every 50th message is larger than the topic allows. All others arrive, in order; those, and no others, are
+/// refused when tried alone.
+#[test]
+fn oversized_messages_are_sorted_out_and_the_rest_keeps_its_order() {
+    fn payload(number: u64) -> Vec<u8> {
+        let blanks = if number % 50 == 0 { 3_000 } else { 0 };
+        let mut payload = number.to_string().into_bytes();
+        payload.resize(payload.len() + blanks, b' ');
+        payload
+    }
+    let (broker, topic) = (kafka_address(), unique("sorted"));
+    kafka::create_topic_with(&broker, &topic, 2, &[("max.message.bytes", "2500")]);
+    let rig = Rig::new(&broker);
+    let mut rng = Rng::with_seed(seed("oversized_messages_are_sorted_out"));
+    let mut lanes = Lanes::new(&rig, &topic, 5, payload);
+    for _ in 0..1_200 {
+        lanes.step(&mut rng, true);
+    }
+    lanes.finish(&mut rng);
+    let expected = lanes.expected();
+    let count = expected.values().map(Vec::len).sum();
+    assert!(lanes.dead() > 0, "no message was large");
+    assert!(expected.values().flatten().all(|number| number % 50 != 0), "a large one was taken");
+    rig.transport.close(Duration::from_secs(5));
+    assert_eq!(assert_ordered(&read(&broker, &topic, 2, count)), expected);
 }

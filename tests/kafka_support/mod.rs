@@ -3,6 +3,8 @@
 // Each test file uses its part.
 #![allow(dead_code)]
 
+pub mod lanes;
+
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -86,7 +88,15 @@ impl Rig {
     }
 
     pub fn try_submit(&self, message: Message) -> Result<u64, Arc<Failure>> {
-        let (number, handover) = self.handover(message, false);
+        self.try_hand_over(message, false)
+    }
+
+    pub fn try_submit_alone(&self, message: Message) -> Result<u64, Arc<Failure>> {
+        self.try_hand_over(message, true)
+    }
+
+    fn try_hand_over(&self, message: Message, alone: bool) -> Result<u64, Arc<Failure>> {
+        let (number, handover) = self.handover(message, alone);
         self.transport.submit(handover).map(|()| number).map_err(|refused| {
             let Refused { handover, failure } = refused;
             // Dropped, it would report; the producer takes a ticket that came back by other means.
@@ -101,11 +111,7 @@ impl Rig {
     }
 
     pub fn submit_alone(&self, message: Message) -> u64 {
-        let (number, handover) = self.handover(message, true);
-        match self.transport.submit(handover) {
-            Ok(()) => number,
-            Err(refused) => panic!("refused: {}", refused.failure),
-        }
+        self.try_submit_alone(message).unwrap_or_else(|failure| panic!("refused: {failure}"))
     }
 
     /// Submits again and again until it is taken, as the drainer does.
@@ -203,6 +209,16 @@ pub fn read(brokers: &str, topic: &str, partitions: i32, count: usize) -> Vec<Ow
     messages
 }
 
+/// How many messages a topic has, duplicates and all.
+pub fn end_of(brokers: &str, topic: &str, partitions: i32) -> usize {
+    let consumer: BaseConsumer =
+        ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap_or_else(|error| panic!("{error}"));
+    let ends = (0..partitions).map(|p| consumer.fetch_watermarks(topic, p, PATIENCE));
+    let count: i64 =
+        ends.map(|end| end.unwrap_or_else(|error| panic!("{topic}: {error}"))).map(|(low, high)| high - low).sum();
+    usize::try_from(count).unwrap_or(0)
+}
+
 /// The message id in a message's header.
 pub fn id_of(message: &OwnedMessage) -> MessageId {
     let headers = message.headers().expect("no headers");
@@ -217,7 +233,7 @@ pub fn assert_ordered(messages: &[OwnedMessage]) -> BTreeMap<Vec<u8>, Vec<u64>> 
     sorted.sort_by_key(|message| (message.partition(), message.offset()));
     let mut firsts: BTreeMap<Vec<u8>, Vec<u64>> = BTreeMap::new();
     for message in sorted {
-        let text = String::from_utf8_lossy(message.payload().unwrap_or_default()).into_owned();
+        let text = String::from_utf8_lossy(message.payload().unwrap_or_default()).trim_end().to_owned();
         let number: u64 = text.parse().unwrap_or_else(|_| panic!("no number: {text:?}"));
         let seen = firsts.entry(message.key().unwrap_or_default().to_vec()).or_default();
         if !seen.contains(&number) {

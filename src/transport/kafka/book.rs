@@ -52,6 +52,8 @@ struct Slots {
     slots: Vec<Option<Owned>>,
     free: Vec<usize>,
     taken: usize,
+    /// When the first message was entered, or one was last reported on.
+    moved: Option<Instant>,
 }
 
 /// The account of one instance.
@@ -70,6 +72,9 @@ impl Book {
         share.add(bytes);
         let owned = Owned { ticket, share: Arc::clone(share), bytes };
         let mut slots = lock(&self.slots);
+        if slots.taken == 0 {
+            slots.moved = Some(Instant::now());
+        }
         slots.taken += 1;
         if let Some(slot) = slots.free.pop() {
             slots.slots[slot] = Some(owned);
@@ -85,6 +90,7 @@ impl Book {
         let owned = slots.slots.get_mut(slot)?.take()?;
         slots.free.push(slot);
         slots.taken -= 1;
+        slots.moved = Some(Instant::now());
         let empty = slots.taken == 0;
         drop(slots);
         owned.share.remove(owned.bytes);
@@ -107,6 +113,12 @@ impl Book {
             owned.share.remove(owned.bytes);
         }
         rest.into_iter().map(|owned| owned.ticket).collect()
+    }
+
+    /// Whether messages are owned and none was reported on for `time`.
+    pub(super) fn is_stalled(&self, time: Duration) -> bool {
+        let slots = lock(&self.slots);
+        slots.taken > 0 && slots.moved.is_some_and(|moved| moved.elapsed() >= time)
     }
 
     /// Waits until nothing is owned, for `timeout` at most; says whether it is so.

@@ -28,6 +28,9 @@ const ASK_WHILE_CREATED: Duration = Duration::from_millis(100);
 /// Between questions about a topic that is missing, and the least between them when messages keep coming.
 const RECHECK: Duration = Duration::from_secs(5);
 pub(super) const RECHECK_LEAST: Duration = Duration::from_millis(500);
+/// Without an acknowledgement for so long while messages are owned, somebody should ask whether the broker still
+/// answers: a stopped one keeps its connections. Looked at each half of it.
+const STALLED: Duration = Duration::from_secs(2);
 /// Until messages that found librdkafka's queue full are handed over again.
 const QUEUE_FULL: Duration = Duration::from_millis(20);
 
@@ -45,7 +48,7 @@ fn tick(shared: &Arc<Shared>, now: Instant) -> Duration {
         return ASK_WHILE_DOWN;
     };
     let topics = shared.topics.sweep(now);
-    let mut wait = REFRESH;
+    let mut wait = STALLED / 2;
     let mut asked = false;
     for topic in topics {
         if shared.is_stopped() {
@@ -63,7 +66,7 @@ fn tick(shared: &Arc<Shared>, now: Instant) -> Duration {
         }
         wait = wait.min(topic.state().ask_at.saturating_duration_since(now));
     }
-    let doubtful = shared.take_doubt() || !shared.link.is_up();
+    let doubtful = shared.take_doubt() || !shared.link.is_up() || instance.book().is_stalled(STALLED);
     if doubtful && !asked && !ping(shared, &instance) {
         return ASK_WHILE_DOWN;
     }

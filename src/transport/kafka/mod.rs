@@ -6,9 +6,10 @@
 //! anything. Refuses a success without an offset, options that would weaken the promise, and to hand over anything
 //! to a topic it knows nothing of.
 //!
-//! What remains open: between a success without an offset and the instance's being stopped, a batch already on
-//! its way may be acknowledged behind the one that was not. One request in flight makes such a success
-//! practically impossible.
+//! What remains open: librdkafka calls the answer "duplicate" a success, without an offset, and has sent the
+//! partition's next batch before this transport hears of it; if the answer was wrong, that batch overtakes. With one
+//! request in flight, which is why more are refused, no broker answers so: it remembers the last five batches of a
+//! producer together with their offsets, and returns those.
 //!
 //! Threads: librdkafka's own, its event thread (reports), `outlast-kafka-meta` (asks about topics, hands over what
 //! waited), `outlast-kafka-keep` (rebuilds), and, when needed, `outlast-kafka-solo`.

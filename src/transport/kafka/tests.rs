@@ -25,3 +25,100 @@ fn only_what_kafka_can_take_passes_the_check() {
         assert!(refused.as_ref().is_err_and(|text| text.contains(reason)), "{message:?}: {refused:?}");
     }
 }
+
+/// Hands a message over and waits for its outcome.
+mod probe {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+    use crate::message::{MessageId, Route};
+    use crate::transport::{Outcome, Recipient, Ticket};
+
+    struct Reporter(Mutex<Sender<Outcome>>);
+
+    impl Recipient for Reporter {
+        fn report(self: Arc<Self>, outcome: Outcome) {
+            let _ = lock(&self.0).send(outcome);
+        }
+    }
+
+    pub(super) fn submit(transport: &KafkaTransport, message: Message) -> Option<Receiver<Outcome>> {
+        let (sender, outcomes) = channel();
+        let route = Route { transport: "kafka".into(), destination: message.destination().into() };
+        let outgoing = Outgoing { id: MessageId::new(1, 1), route, lane: None, timestamp: 1, message };
+        let ticket = Ticket::new(Arc::new(Reporter(Mutex::new(sender))));
+        match transport.submit(Handover { message: Arc::new(outgoing), alone: false, ticket }) {
+            Ok(()) => Some(outcomes),
+            Err(refused) => {
+                refused.handover.ticket.withdraw();
+                None
+            }
+        }
+    }
+
+    pub(super) fn deliver(transport: &KafkaTransport) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while Instant::now() < deadline {
+            let outcome = submit(transport, Message::to("t")).and_then(|outcomes| outcomes.recv().ok());
+            if let Some(Outcome::Delivered(_)) = outcome {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        panic!("not delivered in a minute");
+    }
+}
+
+fn started(servers: &str) -> KafkaTransport {
+    let transport = KafkaTransport::new(KafkaConfig::new([servers])).unwrap_or_else(|error| panic!("{error}"));
+    transport.start(Monitor::new(1 << 20, |_| (), |_| ())).unwrap_or_else(|error| panic!("{error}"));
+    transport
+}
+
+/// A fatal error may come with no message under way that could report it.
+#[test]
+fn a_fatal_error_without_a_report_rebuilds_the_instance() {
+    let mock = rdkafka::mocking::MockCluster::new(1).expect("a mock cluster");
+    let transport = started(&mock.bootstrap_servers());
+    probe::deliver(&transport);
+    let first = transport.shared.seat.current().expect("an instance");
+    ffi::raise_fatal(first.client());
+    probe::deliver(&transport);
+    let second = transport.shared.seat.current().expect("an instance");
+    assert!(!Arc::ptr_eq(&first, &second));
+    assert!(first.book().given_up().is_some_and(|reason| reason.class == Class::Fatal));
+}
+
+/// librdkafka may keep a message for ever after a fatal error: retiring the instance reports on it all the same,
+/// as possibly delivered, and what librdkafka says later finds an empty slot.
+#[test]
+fn a_message_librdkafka_never_reports_on_is_reported_failed() {
+    let book = book::Book::default();
+    let share = Arc::new(book::Share::default());
+    let ticket = || super::super::Ticket::new(Arc::new(Nobody));
+    let slot = book.enter(ticket(), &share, 10);
+    assert!(share.is_full(1, 1, 1_000) && !book.wait_empty(Duration::ZERO));
+    let rest = book.settle_rest();
+    assert_eq!(rest.len(), 1);
+    assert!(book.wait_empty(Duration::ZERO) && !share.is_full(1, 1, 1_000));
+    assert!(book.settle(slot).is_none(), "the late report finds nothing");
+    let next = book.enter(ticket(), &share, 10);
+    assert_ne!(next, slot, "nor somebody else's message");
+}
+
+struct Nobody;
+
+impl crate::transport::Recipient for Nobody {
+    fn report(self: Arc<Self>, _: crate::transport::Outcome) {}
+}
+
+#[test]
+fn a_transport_starts_once_and_takes_nothing_after_close() {
+    let transport = KafkaTransport::new(KafkaConfig::new(["localhost:1"])).unwrap_or_else(|error| panic!("{error}"));
+    // Waits for metadata, for which nobody asks yet.
+    assert!(probe::submit(&transport, Message::to("t")).is_some());
+    transport.start(Monitor::new(1 << 20, |_| (), |_| ())).unwrap_or_else(|error| panic!("{error}"));
+    assert!(transport.start(Monitor::new(1 << 20, |_| (), |_| ())).is_err());
+    transport.close(Duration::ZERO);
+    assert!(probe::submit(&transport, Message::to("t")).is_none());
+}
