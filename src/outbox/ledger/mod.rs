@@ -79,7 +79,8 @@ impl fmt::Debug for LedgerOptions {
     }
 }
 
-/// The ledger. Clones are one ledger; when the last is dropped it closes in the background.
+/// The ledger. Clones are one ledger; when the last is dropped it closes in the background. Who gives the outbox's
+/// lock away, or opens it again in the same process, calls [`close`](Self::close) first.
 #[derive(Clone)]
 pub struct Ledger {
     handle: Arc<Handle>,

@@ -162,6 +162,7 @@ fn rows_outlast_a_restart() {
 fn rows_outlast_a_ledger_that_was_dropped_and_not_closed() {
     let place = Place::filled();
     let ledger = place.open();
+    assert_eq!(answered(&ledger).len(), 500);
     assert!(ledger.park(key(1, 3, 501), row(501)));
     drop(ledger);
     // sled's own lock is still held for a moment.
@@ -215,11 +216,11 @@ fn a_ledger_of_garbage_is_given_up_and_a_new_one_takes_its_place() {
 }
 
 #[test]
-fn whatever_was_done_to_its_files_a_ledger_opens_and_works() {
+fn a_ledger_that_was_closed_never_comes_back_shorter_without_saying_so() {
     let seed = 6;
     println!("seed {seed}");
     let mut rng = fastrand::Rng::with_seed(seed);
-    for round in 0..12 {
+    for round in 0..40 {
         let place = Place::filled();
         let dir = place.dir().join("1");
         let names: Vec<_> = fs::read_dir(&dir).expect("list").map(|entry| entry.expect("entry").path()).collect();
@@ -250,7 +251,7 @@ fn whatever_was_done_to_its_files_a_ledger_opens_and_works() {
         let ledger = place.open();
         let rows = answered(&ledger).len();
         println!("{} {what}: {rows} rows, {:?}", path.display(), ledger.health());
-        assert!(rows <= 500);
+        assert!(rows == 500 || ledger.generation() > 0);
         assert_works(&ledger);
     }
 }
