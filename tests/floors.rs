@@ -191,9 +191,9 @@ fn skipped(rest: &str, before: Option<char>) -> usize {
     if rest.starts_with('"') {
         return quoted(rest, '"');
     }
-    if rest.starts_with('\'') {
+    if let Some(behind) = rest.strip_prefix('\'') {
         // A lifetime has no second quote behind its first letter.
-        let mut letters = rest[1..].chars();
+        let mut letters = behind.chars();
         let (first, second) = (letters.next(), letters.next());
         return if first == Some('\\') || second == Some('\'') { quoted(rest, '\'') } else { 0 };
     }

@@ -7,8 +7,8 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// What a hung call is given in the tests: long enough for a slow machine's sled.
-const WATCHDOG: Duration = Duration::from_millis(1500);
+/// What a call is given where one is made to hang: long enough for a busy machine's sled.
+const WATCHDOG: Duration = Duration::from_secs(2);
 
 /// Anything that takes longer is a hang of the test.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -78,7 +78,7 @@ impl Place {
     }
 
     fn open_trapped(&self, trap: &Arc<Trap>) -> Ledger {
-        Ledger::open(&self.dir(), LedgerOptions { hook: Some(trap.hook()), ..options() })
+        Ledger::open(&self.dir(), LedgerOptions { hook: Some(trap.hook()), watchdog: WATCHDOG, ..options() })
     }
 
     /// A ledger with some rows, closed.
@@ -102,7 +102,7 @@ impl Place {
 }
 
 fn options() -> LedgerOptions {
-    LedgerOptions { cache_bytes: 8 << 20, watchdog: WATCHDOG, pause: Duration::ZERO, ..LedgerOptions::default() }
+    LedgerOptions { cache_bytes: 8 << 20, watchdog: PATIENCE, pause: Duration::ZERO, ..LedgerOptions::default() }
 }
 
 fn key(route: u64, lane: u128, lsn: u64) -> ParkedKey {
@@ -306,40 +306,48 @@ fn a_database_of_another_format_is_left_alone_and_a_new_one_begun() {
 
 #[test]
 fn a_hung_call_holds_nobody_up_and_the_next_database_takes_over() {
-    for name in ["choose", "open", "apply", "seek", "parked", "lanes", "forget"] {
-        let (place, trap) = (Place::filled(), Arc::new(Trap::default()));
-        trap.set(name, Mode::Hang);
-        let ledger = place.open_trapped(&trap);
-        let begun = Instant::now();
-        assert!(ledger.park(key(1, 2, 501), row(501)));
-        ledger.forget_entries(10);
-        assert!(begun.elapsed() < WATCHDOG / 2, "{name}: recording waited");
-        // Of these at least one meets the trap.
-        let mut failed = false;
-        for _ in 0..2 {
-            let asked = Instant::now();
-            let (seek, parked, lanes) = (ledger.seek(400), all(&ledger), ledger.lanes(10));
-            failed |= seek.is_none() || parked.is_err() || lanes.is_err();
-            assert!(asked.elapsed() < WATCHDOG * 5, "{name}: {:?}", asked.elapsed());
+    std::thread::scope(|scope| {
+        for name in ["choose", "open", "apply", "seek", "parked", "lanes", "forget"] {
+            scope.spawn(move || hang(name));
         }
-        assert!(failed || name == "forget", "{name}: nobody noticed");
-        assert_works(&ledger);
-        let begun = Instant::now();
-        while ledger.generation() == 0 {
-            assert!(begun.elapsed() < PATIENCE, "{name}: never given up");
-            let _ = answered(&ledger);
-        }
-        let health = ledger.health();
-        assert!(matches!(&health.state, LedgerState::Rebuilding { reason, .. } if reason.contains("did not answer")));
-        if name != "choose" {
-            assert_eq!(health.directory, 2, "{name}");
-            assert_eq!(place.numbers(), ["1", "2"], "{name}: the hung one may still write there");
-        }
-        // The hung call comes back: nobody listens to it.
-        trap.open();
-        assert_works_after_waking(&ledger);
-        assert!(ledger.close(PATIENCE), "{name}");
+    });
+}
+
+fn hang(name: &'static str) {
+    let (place, trap) = (Place::filled(), Arc::new(Trap::default()));
+    trap.set(name, Mode::Hang);
+    let ledger = place.open_trapped(&trap);
+    let begun = Instant::now();
+    assert!(ledger.park(key(1, 2, 501), row(501)));
+    ledger.forget_entries(10);
+    assert!(begun.elapsed() < WATCHDOG / 2, "{name}: recording waited");
+    // Of these at least one meets the trap; only forgetting is nothing that anybody asks for.
+    let mut failed = false;
+    for _ in 0..2 {
+        let asked = Instant::now();
+        let (seek, parked, lanes) = (ledger.seek(400), all(&ledger), ledger.lanes(10));
+        failed |= seek.is_none() || parked.is_err() || lanes.is_err();
+        assert!(asked.elapsed() < WATCHDOG * 4, "{name}: {:?}", asked.elapsed());
     }
+    assert!(failed || name == "forget", "{name}: nobody noticed");
+    let begun = Instant::now();
+    while ledger.generation() == 0 {
+        assert!(begun.elapsed() < PATIENCE, "{name}: never given up");
+        let _ = answered(&ledger);
+    }
+    assert_works(&ledger);
+    let health = ledger.health();
+    let LedgerState::Rebuilding { reason, .. } = &health.state else { panic!("{name}: {health:?}") };
+    assert!(reason.contains("did not answer"), "{name}: {reason}");
+    // Hung before it had chosen a directory, it has none.
+    if name != "choose" {
+        assert_eq!(health.directory, 2, "{name}");
+        assert_eq!(place.numbers(), ["1", "2"], "{name}: the hung one may still write there");
+    }
+    // The hung call comes back: nobody listens to it.
+    trap.open();
+    assert_works_after_waking(&ledger);
+    assert!(ledger.close(PATIENCE), "{name}");
 }
 
 fn assert_works_after_waking(ledger: &Ledger) {
@@ -431,7 +439,7 @@ fn without_a_usable_directory_it_is_off_and_everything_answers() {
 #[test]
 fn the_queue_is_bounded_and_what_finds_no_room_is_told_so() {
     let (place, trap) = (Place::new(), Arc::new(Trap::default()));
-    let options = LedgerOptions { queue_rows: 100, watchdog: PATIENCE, hook: Some(trap.hook()), ..options() };
+    let options = LedgerOptions { queue_rows: 100, hook: Some(trap.hook()), ..options() };
     let ledger = Ledger::open(&place.dir(), options);
     assert_eq!(answered(&ledger), []);
     trap.set("apply", Mode::Hang);
@@ -582,14 +590,14 @@ fn it_answers_as_a_sorted_map_would_also_across_restarts() {
         println!("seed {seed}");
         let mut rng = fastrand::Rng::with_seed(seed);
         let (place, mut model) = (Place::new(), Model::default());
-        let mut ledger = Ledger::open(&place.dir(), LedgerOptions { watchdog: PATIENCE, ..options() });
+        let mut ledger = place.open();
         let _ = answered(&ledger);
         for _ in 0..4 {
             for _ in 0..400 {
                 step(&ledger, &mut model, &mut rng);
             }
             assert!(ledger.close(PATIENCE));
-            ledger = Ledger::open(&place.dir(), LedgerOptions { watchdog: PATIENCE, ..options() });
+            ledger = place.open();
         }
         assert_eq!(ledger.generation(), 0, "nothing was lost on the way");
     }
