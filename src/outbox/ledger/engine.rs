@@ -54,6 +54,8 @@ pub(super) struct Engine {
     options: LedgerOptions,
     inner: Mutex<Inner>,
     generation: AtomicU64,
+    /// Databases given up.
+    given_up: AtomicU64,
     /// The life waits here for work.
     work: Condvar,
     /// The watchdog waits here for something to watch.
@@ -96,6 +98,7 @@ impl Engine {
             options,
             inner: Mutex::default(),
             generation: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
             work: Condvar::new(),
             watch: Condvar::new(),
             done: Condvar::new(),
@@ -172,6 +175,10 @@ impl Engine {
         self.generation.load(Ordering::Acquire)
     }
 
+    pub(super) fn given_up(&self) -> u64 {
+        self.given_up.load(Ordering::Acquire)
+    }
+
     /// The caller has walked the log for a generation.
     pub(super) fn rebuilt(&self, generation: u64) {
         let mut inner = self.lock();
@@ -238,6 +245,7 @@ impl Engine {
         inner.opened = false;
         // A new directory has no entries to remove.
         inner.forgotten = inner.forget;
+        self.given_up.fetch_add(1, Ordering::AcqRel);
         self.generation.fetch_add(1, Ordering::AcqRel);
         strikes
     }

@@ -15,6 +15,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
+    /// Waits, then goes on as if nothing had been.
+    Stall,
+    /// Waits, then fails.
     Hang,
     Panic,
     Fail,
@@ -45,10 +48,10 @@ impl Trap {
                 None => Ok(()),
                 Some(Mode::Fail) => Err("planted".into()),
                 Some(Mode::Panic) => panic!("planted"),
-                Some(Mode::Hang) => {
+                Some(mode) => {
                     let open = trap.open.lock().expect("lock");
                     drop(trap.opened.wait_while(open, |open| !*open).expect("lock"));
-                    Ok(())
+                    if mode == Mode::Stall { Ok(()) } else { Err("planted".into()) }
                 }
             }
         })
@@ -392,6 +395,9 @@ fn a_panic_or_an_error_costs_the_database_and_nothing_else() {
             let LedgerState::Rebuilding { reason, .. } = &health.state else { panic!("{name} {mode:?}: {health:?}") };
             assert!(reason.contains(name) && reason.contains("planted"), "{reason}");
             assert_eq!(ledger.generation(), 1, "{name} {mode:?}");
+            if !["choose", "open"].contains(&name) {
+                assert_eq!(place.numbers(), ["1", "2"], "{name} {mode:?}: its sled still writes there");
+            }
         }
     }
 }
@@ -442,7 +448,7 @@ fn the_queue_is_bounded_and_what_finds_no_room_is_told_so() {
     let options = LedgerOptions { queue_rows: 100, hook: Some(trap.hook()), ..options() };
     let ledger = Ledger::open(&place.dir(), options);
     assert_eq!(answered(&ledger), []);
-    trap.set("apply", Mode::Hang);
+    trap.set("apply", Mode::Stall);
     let recorded = (1..=1000).filter(|&lsn| ledger.park(key(1, 1, lsn), row(lsn))).count();
     // Up to one batch was taken out before the hung call began.
     assert!((100..=200).contains(&recorded), "{recorded}");
@@ -493,6 +499,19 @@ fn forgotten_entries_are_not_found_from_then_on() {
     let ledger = place.open();
     assert_eq!(answered(&ledger), []);
     assert_eq!(ledger.seek(40_005).map(|(lsn, _)| lsn), Some(40_000));
+}
+
+#[test]
+fn entries_of_recycled_segments_are_not_found_even_before_they_are_removed() {
+    let temp = tempfile::tempdir().expect("tempdir");
+    let store = store::Store::open(temp.path(), 8 << 20, PATIENCE).expect("opened");
+    let entries: Vec<Change> = (10..=100).step_by(10).map(|lsn| Change::Entry(lsn, entry(lsn))).collect();
+    store.apply(&entries).expect("applied");
+    let seek = |lsn, floor| store.seek(lsn, floor).expect("read").map(|(lsn, _)| lsn);
+    assert_eq!((seek(45, 0), seek(45, 40), seek(45, 41), seek(45, 46)), (Some(40), Some(40), None, None));
+    assert!(!store.forget(40).expect("removed"));
+    assert_eq!((seek(39, 0), seek(45, 0)), (None, Some(40)));
+    store.close().expect("closed");
 }
 
 #[test]
