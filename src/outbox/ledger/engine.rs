@@ -8,7 +8,6 @@
 //! Assumes nothing of sled. Refuses to wait: the lock is never held across a call of sled or of a test's hook.
 
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
@@ -18,15 +17,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use super::health::{LedgerHealth, LedgerState};
 use super::keys::{EntryRow, LaneKey, LaneRow, ParkedKey, ParkedRow};
-use super::store::{Change, ParkedScope, Store, StoreError};
+use super::store::{Change, ParkedScope};
 use super::{LedgerOptions, numbers};
-use crate::outbox::files;
 
-/// Changes in one batch of sled: some ten kilobytes.
-const BATCH: usize = 1024;
-
-/// The share of the watchdog that an open may spend waiting for sled's own lock.
-const LOCK_SHARE: u32 = 2;
+mod life;
 
 /// Between two log lines about dropped rows.
 const DROP_LOG: Duration = Duration::from_secs(10);
@@ -54,23 +48,14 @@ enum Job {
     Query(Query),
 }
 
-/// What a life does next.
-struct Work {
-    changes: Vec<Change>,
-    query: Option<Query>,
-    forget: Option<u64>,
-    close: bool,
-}
-
-/// The life is over: its thread has to forget its sled and end.
-struct Over;
-
 /// What the callers, the lives and the watchdog share.
 pub(super) struct Engine {
     dir: PathBuf,
     options: LedgerOptions,
     inner: Mutex<Inner>,
     generation: AtomicU64,
+    /// Databases given up.
+    given_up: AtomicU64,
     /// The life waits here for work.
     work: Condvar,
     /// The watchdog waits here for something to watch.
@@ -113,6 +98,7 @@ impl Engine {
             options,
             inner: Mutex::default(),
             generation: AtomicU64::new(0),
+            given_up: AtomicU64::new(0),
             work: Condvar::new(),
             watch: Condvar::new(),
             done: Condvar::new(),
@@ -189,6 +175,10 @@ impl Engine {
         self.generation.load(Ordering::Acquire)
     }
 
+    pub(super) fn given_up(&self) -> u64 {
+        self.given_up.load(Ordering::Acquire)
+    }
+
     /// The caller has walked the log for a generation.
     pub(super) fn rebuilt(&self, generation: u64) {
         let mut inner = self.lock();
@@ -255,6 +245,7 @@ impl Engine {
         inner.opened = false;
         // A new directory has no entries to remove.
         inner.forgotten = inner.forget;
+        self.given_up.fetch_add(1, Ordering::AcqRel);
         self.generation.fetch_add(1, Ordering::AcqRel);
         strikes
     }
@@ -299,159 +290,6 @@ impl Engine {
             }
         }
     }
-
-    /// A life: opens a database and works off the queue, until closing or its own end.
-    fn live(self: Arc<Self>, life: u64, pause: Duration) {
-        if !pause.is_zero() {
-            let early = |inner: &mut Inner| inner.life == life && !inner.closing;
-            let waited = self.work.wait_timeout_while(self.lock(), pause, early);
-            drop(waited.unwrap_or_else(PoisonError::into_inner));
-        }
-        let Ok(store) = self.open(life) else { return };
-        while let Some(work) = self.next_work(life) {
-            let close = work.close;
-            if self.perform(life, &store, work).is_err() {
-                return;
-            }
-            if close {
-                if self.call(life, "close", || store.close()).is_ok() {
-                    let mut inner = self.lock();
-                    inner.finished = true;
-                    drop(inner);
-                    self.done.notify_all();
-                    self.watch.notify_all();
-                }
-                return;
-            }
-        }
-    }
-
-    fn open(self: &Arc<Self>, life: u64) -> Result<Store, Over> {
-        let path = self.call(life, "choose", || {
-            files::create_directory(&self.dir).map_err(|error| StoreError::Directory(std::io::Error::other(error)))?;
-            let number = numbers::choose(&self.dir, life > 1)?;
-            let path = numbers::directory(&self.dir, number);
-            let mut inner = self.lock();
-            if inner.life == life {
-                inner.number = Some(number);
-            }
-            Ok(path)
-        })?;
-        let lock_wait = self.options.watchdog / LOCK_SHARE;
-        let store = self.call(life, "open", || {
-            files::create_directory(&path).map_err(|error| StoreError::Directory(std::io::Error::other(error)))?;
-            Store::open(&path, self.options.cache_bytes, lock_wait)
-        })?;
-        {
-            let mut inner = self.lock();
-            if inner.life != life {
-                return Err(Over);
-            }
-            inner.opened = true;
-            if store.is_fresh() && inner.trouble.is_none() {
-                inner.trouble = Some(("there are no rows of an earlier run".into(), unix_millis()));
-                self.generation.fetch_add(1, Ordering::AcqRel);
-            }
-        }
-        // Only now: until the new one was open, an old one was better than none.
-        let number = path.file_name().and_then(|name| name.to_str()?.parse().ok()).unwrap_or(0);
-        self.call(life, "remove", || {
-            numbers::remove_old(&self.dir, number);
-            Ok(())
-        })?;
-        Ok(store)
-    }
-
-    /// Waits for work; `None` if the life is over.
-    fn next_work(&self, life: u64) -> Option<Work> {
-        let idle = |inner: &mut Inner| {
-            inner.life == life && inner.queue.is_empty() && inner.forget <= inner.forgotten && !inner.closing
-        };
-        let mut inner = self.work.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
-        if inner.life != life {
-            return None;
-        }
-        let mut work = Work { changes: Vec::new(), query: None, forget: None, close: false };
-        while work.changes.len() < BATCH && work.query.is_none() {
-            match inner.queue.pop_front() {
-                Some(Job::Change(change)) => work.changes.push(change),
-                Some(Job::Query(query)) => work.query = Some(query),
-                None => break,
-            }
-        }
-        inner.rows -= work.changes.len();
-        work.forget = (inner.forget > inner.forgotten).then_some(inner.forget);
-        work.close = inner.closing && inner.queue.is_empty();
-        Some(work)
-    }
-
-    fn perform(self: &Arc<Self>, life: u64, store: &Store, work: Work) -> Result<(), Over> {
-        if !work.changes.is_empty() {
-            self.call(life, "apply", || store.apply(&work.changes))?;
-        }
-        match work.query {
-            None => {}
-            // Who asked may have gone: then nobody wants the answer.
-            Some(Query::Seek { lsn, reply }) => {
-                let floor = self.lock().forget;
-                let _ = reply.try_send(self.call(life, "seek", || store.seek(lsn, floor))?);
-            }
-            Some(Query::Parked { scope, after, limit, reply }) => {
-                let _ = reply.try_send(self.call(life, "parked", || store.parked(scope, after, limit))?);
-            }
-            Some(Query::Lanes { limit, reply }) => {
-                let _ = reply.try_send(self.call(life, "lanes", || store.lanes(limit))?);
-            }
-        }
-        if let Some(below) = work.forget {
-            let more = self.call(life, "forget", || store.forget(below))?;
-            let mut inner = self.lock();
-            if !more && inner.life == life {
-                inner.forgotten = below;
-            }
-        }
-        Ok(())
-    }
-
-    /// One watched call. If it fails or panics, or came back too late, the life is over.
-    fn call<T>(
-        self: &Arc<Self>,
-        life: u64,
-        name: &'static str,
-        call: impl FnOnce() -> Result<T, StoreError>,
-    ) -> Result<T, Over> {
-        {
-            let mut inner = self.lock();
-            if inner.life != life {
-                return Err(Over);
-            }
-            inner.busy = Some(Instant::now());
-            if inner.watchdog_waits {
-                self.watch.notify_one();
-            }
-        }
-        let hook = || self.options.hook.as_ref().map_or(Ok(()), |hook| hook(name)).map_err(StoreError::Planted);
-        let result = catch_unwind(AssertUnwindSafe(|| hook().and_then(|()| call())));
-        let mut inner = self.lock();
-        if inner.life != life {
-            // Forgotten, not dropped: it may hold a sled.
-            std::mem::forget(result);
-            return Err(Over);
-        }
-        inner.busy = None;
-        let (reason, alive) = match result {
-            Ok(Ok(value)) => return Ok(value),
-            Ok(Err(error)) => (format!("{name}: {error}"), error.leaves_sled_running()),
-            Err(panic) => (format!("{name}: it panicked: {}", panic_text(&*panic)), true),
-        };
-        self.give_up_and_go_on(&mut inner, reason, alive);
-        Err(Over)
-    }
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no text")
 }
 
 fn unix_millis() -> i64 {

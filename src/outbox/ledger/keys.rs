@@ -2,7 +2,7 @@
 //!
 //! | type | key behind the type byte | value | cardinality | lifetime |
 //! |---|---|---|---|---|
-//! | 0 meta | – | format `u32` | one | the database's |
+//! | 0 meta | – | format `u32`, batches applied so far `u64` | one | replaced with each batch |
 //! | 1 entry | first LSN `u64` | segment `u64`, offset `u32`, count `u32`, bytes `u64`, time `i64` | one a run of 64 KiB of log | written once, removed with its segment |
 //! | 2 parked | route `u64`, lane `u128`, LSN `u64` | segment `u64`, offset `u32`, index `u32`, partition `i32` | one a message passed over | written once, removed when it is settled |
 //! | 3 dead | *reserved for* LSN `u64` | | | |
@@ -147,15 +147,40 @@ pub enum RowError {
 /// The key of the meta row.
 pub const META: [u8; 1] = [Kind::Meta as u8];
 
-/// The value of the meta row.
-pub fn meta_value() -> [u8; 4] {
-    FORMAT.to_le_bytes()
+/// What the meta row says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meta {
+    /// A database of this format.
+    Ours {
+        /// Batches applied so far: a database that came back shorter says fewer.
+        batches: u64,
+    },
+    /// One of another format, of which no more is known.
+    Other {
+        /// That format.
+        format: u32,
+    },
 }
 
-/// The format that a meta row names.
-pub fn decode_meta(value: &[u8]) -> Result<u32, RowError> {
-    let mut fields = Fields::of("meta value", value, 4)?;
-    Ok(u32::from_le_bytes(fields.next()?))
+/// The value of the meta row.
+pub fn meta_value(batches: u64) -> [u8; 12] {
+    let mut value = Bytes::<12>::new();
+    value.put(FORMAT.to_le_bytes());
+    value.put(batches.to_le_bytes());
+    value.bytes
+}
+
+/// Reads the value of a meta row.
+pub fn decode_meta(value: &[u8]) -> Result<Meta, RowError> {
+    let what = "meta value";
+    let (format, _) = value.split_first_chunk().ok_or(RowError::Length { what, expected: 4, actual: value.len() })?;
+    let format = u32::from_le_bytes(*format);
+    if format != FORMAT {
+        return Ok(Meta::Other { format });
+    }
+    let mut fields = Fields::of(what, value, 12)?;
+    let _: [u8; 4] = fields.next()?;
+    Ok(Meta::Ours { batches: u64::from_le_bytes(fields.next()?) })
 }
 
 /// The key of an entry.
@@ -409,6 +434,16 @@ mod tests {
     }
 
     #[test]
+    fn the_meta_row_tells_its_format_whatever_else_it_says() {
+        assert_eq!(hex(&meta_value(7)), "010000000700000000000000");
+        assert_eq!(decode_meta(&meta_value(7)), Ok(Meta::Ours { batches: 7 }));
+        assert_eq!(decode_meta(&[2, 0, 0, 0, 9]), Ok(Meta::Other { format: 2 }));
+        let short = |expected, actual| Err(RowError::Length { what: "meta value", expected, actual });
+        assert_eq!(decode_meta(&[1, 0, 0, 0, 9]), short(12, 5));
+        assert_eq!(decode_meta(&[1, 0]), short(4, 2));
+    }
+
+    #[test]
     fn a_long_error_is_cut_between_characters() {
         let row = |error: String| LaneRow { attempts: 0, class: 0, first_failure: 0, last_failure: 0, error };
         let long = row(format!("x{}", "é".repeat(2_000)));
@@ -447,7 +482,9 @@ mod tests {
             prop_assert_eq!(LaneKey::decode(&bytes).is_ok(), bytes.len() == 25 && bytes[0] == 4);
             prop_assert_eq!(EntryRow::decode(&bytes).is_ok(), bytes.len() == 32);
             prop_assert_eq!(ParkedRow::decode(&bytes).is_ok(), bytes.len() == 20);
-            prop_assert_eq!(decode_meta(&bytes).is_ok(), bytes.len() == 4);
+            let meta = decode_meta(&bytes);
+            let wrong = matches!(meta, Ok(Meta::Ours { batches }) if meta_value(batches) != bytes[..]);
+            prop_assert!(!wrong);
             let _ = LaneRow::decode(&bytes);
         }
     }

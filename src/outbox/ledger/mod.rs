@@ -79,7 +79,8 @@ impl fmt::Debug for LedgerOptions {
     }
 }
 
-/// The ledger. Clones are one ledger; when the last is dropped it closes in the background.
+/// The ledger. Clones are one ledger; when the last is dropped it closes in the background. Who gives the outbox's
+/// lock away, or opens it again in the same process, calls [`close`](Self::close) first.
 #[derive(Clone)]
 pub struct Ledger {
     handle: Arc<Handle>,
@@ -130,10 +131,12 @@ impl Ledger {
         self.handle.engine.change(Change::Unpark(key))
     }
 
-    /// The first `limit` parked messages of a scope behind `after`, by lane and LSN. Sees what was recorded before.
+    /// The first `limit` parked messages of a scope behind `after`, by lane and LSN. Sees what was recorded before, less
+    /// what was lost before: who takes an end of the list for the end compares [`generation`](Self::generation) after
+    /// the call with the one it has walked the log for.
     ///
     /// # Errors
-    /// It did not answer within the watchdog's time, or rows were lost meanwhile (the generation has risen).
+    /// It did not answer within the watchdog's time, or rows were lost during the call.
     pub fn parked(
         &self,
         scope: ParkedScope,
@@ -186,13 +189,14 @@ impl Ledger {
 
     fn ask<T>(&self, query: impl FnOnce(SyncSender<T>) -> Query) -> Result<T, Unavailable> {
         let (reply, answer) = sync_channel(1);
-        let generation = self.generation();
+        let given_up = self.handle.engine.given_up();
         self.handle.engine.query(query(reply)).map_err(Unavailable)?;
         let rows = answer.recv_timeout(self.handle.watchdog).map_err(|error| match error {
             RecvTimeoutError::Timeout => Unavailable(format!("it is busy for {:?}", self.handle.watchdog)),
             RecvTimeoutError::Disconnected => Unavailable("it was given up".into()),
         })?;
-        if self.generation() == generation { Ok(rows) } else { Err(Unavailable("rows were lost meanwhile".into())) }
+        let lost = self.handle.engine.given_up() != given_up;
+        if lost { Err(Unavailable("rows were lost meanwhile".into())) } else { Ok(rows) }
     }
 }
 

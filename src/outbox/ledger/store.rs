@@ -7,23 +7,31 @@
 //! What is known of sled 0.34.7 and heeded here: a kill during `open` leaves `snap.*.generating`, which the next open
 //! takes for a snapshot and fails on, so it is removed first; the lock on its file may outlive a `drop` for a moment,
 //! so it is tried again; its cache takes 1 GiB unless told; `flush_async` deadlocks, so it is not called; values over
-//! 7,281 bytes lie outside its log, so there are none.
+//! 7,281 bytes lie outside its log, so there are none; one flipped bit makes it come back shorter without a word, so
+//! each batch is counted in a row of its own, and a database that was closed leaves the count in a file beside it.
+//! (One that was killed does not: its last rows may be missing in any case.)
 
+use std::cell::Cell;
 use std::fs;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::ops::Bound;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use super::keys::{
-    EntryRow, FORMAT, LaneKey, LaneRow, META, ParkedKey, ParkedRow, RowError, decode_entry_key, decode_meta, entry_key,
-    meta_value,
+    EntryRow, FORMAT, LaneKey, LaneRow, META, Meta, ParkedKey, ParkedRow, RowError, decode_entry_key, decode_meta,
+    entry_key, meta_value,
 };
+use crate::outbox::files::{self, Durability};
 
 /// How often a locked database is tried again.
 const LOCK_POLL: Duration = Duration::from_millis(20);
+
+/// The file beside sled's that a close leaves: the batches applied, `u64`, and the CRC-32 of that, `u32`, both
+/// little-endian. It is there only while the database is closed.
+const CLOSED: &str = "outlast-closed";
 
 /// Rows removed by one call.
 const FORGET_ROWS: usize = 1024;
@@ -49,6 +57,14 @@ pub enum StoreError {
     /// A database of somebody else.
     #[error("it has rows and does not say in which format")]
     NoFormat,
+    /// Rows that were there when it was closed are not.
+    #[error("it was closed with {closed} batches and came back with {found}")]
+    Shorter {
+        /// Batches when it was closed; 0 if even that cannot be read.
+        closed: u64,
+        /// Batches now.
+        found: u64,
+    },
     /// Said by a test.
     #[error("{0}")]
     Planted(String),
@@ -59,7 +75,12 @@ impl StoreError {
     pub fn leaves_sled_running(&self) -> bool {
         match self {
             Self::Open(_) | Self::Directory(_) => false,
-            Self::Sled(_) | Self::Row(_) | Self::Format(_) | Self::NoFormat | Self::Planted(_) => true,
+            Self::Sled(_)
+            | Self::Row(_)
+            | Self::Format(_)
+            | Self::NoFormat
+            | Self::Shorter { .. }
+            | Self::Planted(_) => true,
         }
     }
 }
@@ -102,6 +123,8 @@ impl ParkedScope {
 pub struct Store {
     db: ManuallyDrop<sled::Db>,
     fresh: bool,
+    batches: Cell<u64>,
+    path: PathBuf,
 }
 
 impl Store {
@@ -117,19 +140,44 @@ impl Store {
                 Err(error) => return Err(StoreError::Open(error)),
             }
         };
-        let fresh = match db.get(META)? {
+        let found = match db.get(META)? {
             Some(value) => match decode_meta(&value)? {
-                FORMAT => false,
-                other => return Err(StoreError::Format(other)),
+                Meta::Ours { batches } => Some(batches),
+                Meta::Other { format } => return Err(StoreError::Format(format)),
             },
-            None if db.is_empty() => {
-                db.insert(META, &meta_value())?;
-                db.flush()?;
-                true
-            }
+            None if db.is_empty() => None,
             None => return Err(StoreError::NoFormat),
         };
-        Ok(Self { db, fresh })
+        let store = Self { db, fresh: found.is_none(), batches: Cell::new(found.unwrap_or(0)), path: path.into() };
+        store.check_closed()?;
+        if store.fresh {
+            store.write(sled::Batch::default())?;
+            store.db.flush()?;
+        }
+        Ok(store)
+    }
+
+    /// Compares with what the last close has left, and takes that away.
+    fn check_closed(&self) -> Result<(), StoreError> {
+        let path = self.path.join(CLOSED);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let (closed, found) = (decode_closed(&bytes), self.batches.get());
+        if closed != Some(found) {
+            return Err(StoreError::Shorter { closed: closed.unwrap_or(0), found });
+        }
+        Ok(fs::remove_file(&path)?)
+    }
+
+    fn write(&self, mut batch: sled::Batch) -> Result<(), StoreError> {
+        let batches = self.batches.get() + 1;
+        batch.insert(&META[..], &meta_value(batches)[..]);
+        self.db.apply_batch(batch)?;
+        self.batches.set(batches);
+        Ok(())
     }
 
     /// Whether there were no rows of an earlier run.
@@ -149,7 +197,7 @@ impl Store {
                 Change::RemoveLane(key) => batch.remove(&key.encode()[..]),
             }
         }
-        Ok(self.db.apply_batch(batch)?)
+        self.write(batch)
     }
 
     /// The newest entry at or before an LSN, of those from `floor` on.
@@ -170,7 +218,7 @@ impl Store {
             batch.remove(row?.0);
             rows += 1;
         }
-        self.db.apply_batch(batch)?;
+        self.write(batch)?;
         Ok(rows == FORGET_ROWS)
     }
 
@@ -210,9 +258,23 @@ impl Store {
     /// Writes what is in memory, and lets go of the files.
     pub fn close(self) -> Result<(), StoreError> {
         self.db.flush()?;
+        let closed = encode_closed(self.batches.get());
         drop(ManuallyDrop::into_inner(self.db));
-        Ok(())
+        let path = self.path.join(CLOSED);
+        files::replace(&path, &closed, Durability::Cached)
+            .map_err(|error| StoreError::Directory(io::Error::other(error)))
     }
+}
+
+fn encode_closed(batches: u64) -> Vec<u8> {
+    let batches = batches.to_le_bytes();
+    [&batches[..], &crc32fast::hash(&batches).to_le_bytes()].concat()
+}
+
+fn decode_closed(bytes: &[u8]) -> Option<u64> {
+    let batches = bytes.first_chunk()?;
+    let batches = u64::from_le_bytes(*batches);
+    (encode_closed(batches) == bytes).then_some(batches)
 }
 
 /// Removes what a kill during an earlier open has left. The caller holds the outbox's lock.

@@ -7,14 +7,17 @@ use tempfile::TempDir;
 
 use super::*;
 
-/// What a hung call is given in the tests: long enough for a slow machine's sled.
-const WATCHDOG: Duration = Duration::from_millis(1500);
+/// What a call is given where one is made to hang: long enough for a busy machine's sled.
+const WATCHDOG: Duration = Duration::from_secs(2);
 
 /// Anything that takes longer is a hang of the test.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
+    /// Waits, then goes on as if nothing had been.
+    Stall,
+    /// Waits, then fails.
     Hang,
     Panic,
     Fail,
@@ -45,10 +48,10 @@ impl Trap {
                 None => Ok(()),
                 Some(Mode::Fail) => Err("planted".into()),
                 Some(Mode::Panic) => panic!("planted"),
-                Some(Mode::Hang) => {
+                Some(mode) => {
                     let open = trap.open.lock().expect("lock");
                     drop(trap.opened.wait_while(open, |open| !*open).expect("lock"));
-                    Ok(())
+                    if mode == Mode::Stall { Ok(()) } else { Err("planted".into()) }
                 }
             }
         })
@@ -78,7 +81,7 @@ impl Place {
     }
 
     fn open_trapped(&self, trap: &Arc<Trap>) -> Ledger {
-        Ledger::open(&self.dir(), LedgerOptions { hook: Some(trap.hook()), ..options() })
+        Ledger::open(&self.dir(), LedgerOptions { hook: Some(trap.hook()), watchdog: WATCHDOG, ..options() })
     }
 
     /// A ledger with some rows, closed.
@@ -102,7 +105,7 @@ impl Place {
 }
 
 fn options() -> LedgerOptions {
-    LedgerOptions { cache_bytes: 8 << 20, watchdog: WATCHDOG, pause: Duration::ZERO, ..LedgerOptions::default() }
+    LedgerOptions { cache_bytes: 8 << 20, watchdog: PATIENCE, pause: Duration::ZERO, ..LedgerOptions::default() }
 }
 
 fn key(route: u64, lane: u128, lsn: u64) -> ParkedKey {
@@ -162,6 +165,7 @@ fn rows_outlast_a_restart() {
 fn rows_outlast_a_ledger_that_was_dropped_and_not_closed() {
     let place = Place::filled();
     let ledger = place.open();
+    assert_eq!(answered(&ledger).len(), 500);
     assert!(ledger.park(key(1, 3, 501), row(501)));
     drop(ledger);
     // sled's own lock is still held for a moment.
@@ -215,11 +219,11 @@ fn a_ledger_of_garbage_is_given_up_and_a_new_one_takes_its_place() {
 }
 
 #[test]
-fn whatever_was_done_to_its_files_a_ledger_opens_and_works() {
+fn a_ledger_that_was_closed_never_comes_back_shorter_without_saying_so() {
     let seed = 6;
     println!("seed {seed}");
     let mut rng = fastrand::Rng::with_seed(seed);
-    for round in 0..12 {
+    for round in 0..40 {
         let place = Place::filled();
         let dir = place.dir().join("1");
         let names: Vec<_> = fs::read_dir(&dir).expect("list").map(|entry| entry.expect("entry").path()).collect();
@@ -250,7 +254,7 @@ fn whatever_was_done_to_its_files_a_ledger_opens_and_works() {
         let ledger = place.open();
         let rows = answered(&ledger).len();
         println!("{} {what}: {rows} rows, {:?}", path.display(), ledger.health());
-        assert!(rows <= 500);
+        assert!(rows == 500 || ledger.generation() > 0);
         assert_works(&ledger);
     }
 }
@@ -305,40 +309,48 @@ fn a_database_of_another_format_is_left_alone_and_a_new_one_begun() {
 
 #[test]
 fn a_hung_call_holds_nobody_up_and_the_next_database_takes_over() {
-    for name in ["choose", "open", "apply", "seek", "parked", "lanes", "forget"] {
-        let (place, trap) = (Place::filled(), Arc::new(Trap::default()));
-        trap.set(name, Mode::Hang);
-        let ledger = place.open_trapped(&trap);
-        let begun = Instant::now();
-        assert!(ledger.park(key(1, 2, 501), row(501)));
-        ledger.forget_entries(10);
-        assert!(begun.elapsed() < WATCHDOG / 2, "{name}: recording waited");
-        // Of these at least one meets the trap.
-        let mut failed = false;
-        for _ in 0..2 {
-            let asked = Instant::now();
-            let (seek, parked, lanes) = (ledger.seek(400), all(&ledger), ledger.lanes(10));
-            failed |= seek.is_none() || parked.is_err() || lanes.is_err();
-            assert!(asked.elapsed() < WATCHDOG * 5, "{name}: {:?}", asked.elapsed());
+    std::thread::scope(|scope| {
+        for name in ["choose", "open", "apply", "seek", "parked", "lanes", "forget"] {
+            scope.spawn(move || hang(name));
         }
-        assert!(failed || name == "forget", "{name}: nobody noticed");
-        assert_works(&ledger);
-        let begun = Instant::now();
-        while ledger.generation() == 0 {
-            assert!(begun.elapsed() < PATIENCE, "{name}: never given up");
-            let _ = answered(&ledger);
-        }
-        let health = ledger.health();
-        assert!(matches!(&health.state, LedgerState::Rebuilding { reason, .. } if reason.contains("did not answer")));
-        if name != "choose" {
-            assert_eq!(health.directory, 2, "{name}");
-            assert_eq!(place.numbers(), ["1", "2"], "{name}: the hung one may still write there");
-        }
-        // The hung call comes back: nobody listens to it.
-        trap.open();
-        assert_works_after_waking(&ledger);
-        assert!(ledger.close(PATIENCE), "{name}");
+    });
+}
+
+fn hang(name: &'static str) {
+    let (place, trap) = (Place::filled(), Arc::new(Trap::default()));
+    trap.set(name, Mode::Hang);
+    let ledger = place.open_trapped(&trap);
+    let begun = Instant::now();
+    assert!(ledger.park(key(1, 2, 501), row(501)));
+    ledger.forget_entries(10);
+    assert!(begun.elapsed() < WATCHDOG / 2, "{name}: recording waited");
+    // Of these at least one meets the trap; only forgetting is nothing that anybody asks for.
+    let mut failed = false;
+    for _ in 0..2 {
+        let asked = Instant::now();
+        let (seek, parked, lanes) = (ledger.seek(400), all(&ledger), ledger.lanes(10));
+        failed |= seek.is_none() || parked.is_err() || lanes.is_err();
+        assert!(asked.elapsed() < WATCHDOG * 4, "{name}: {:?}", asked.elapsed());
     }
+    assert!(failed || name == "forget", "{name}: nobody noticed");
+    let begun = Instant::now();
+    while ledger.generation() == 0 {
+        assert!(begun.elapsed() < PATIENCE, "{name}: never given up");
+        let _ = answered(&ledger);
+    }
+    assert_works(&ledger);
+    let health = ledger.health();
+    let LedgerState::Rebuilding { reason, .. } = &health.state else { panic!("{name}: {health:?}") };
+    assert!(reason.contains("did not answer"), "{name}: {reason}");
+    // Hung before it had chosen a directory, it has none.
+    if name != "choose" {
+        assert_eq!(health.directory, 2, "{name}");
+        assert_eq!(place.numbers(), ["1", "2"], "{name}: the hung one may still write there");
+    }
+    // The hung call comes back: nobody listens to it.
+    trap.open();
+    assert_works_after_waking(&ledger);
+    assert!(ledger.close(PATIENCE), "{name}");
 }
 
 fn assert_works_after_waking(ledger: &Ledger) {
@@ -383,6 +395,9 @@ fn a_panic_or_an_error_costs_the_database_and_nothing_else() {
             let LedgerState::Rebuilding { reason, .. } = &health.state else { panic!("{name} {mode:?}: {health:?}") };
             assert!(reason.contains(name) && reason.contains("planted"), "{reason}");
             assert_eq!(ledger.generation(), 1, "{name} {mode:?}");
+            if !["choose", "open"].contains(&name) {
+                assert_eq!(place.numbers(), ["1", "2"], "{name} {mode:?}: its sled still writes there");
+            }
         }
     }
 }
@@ -430,10 +445,10 @@ fn without_a_usable_directory_it_is_off_and_everything_answers() {
 #[test]
 fn the_queue_is_bounded_and_what_finds_no_room_is_told_so() {
     let (place, trap) = (Place::new(), Arc::new(Trap::default()));
-    let options = LedgerOptions { queue_rows: 100, watchdog: PATIENCE, hook: Some(trap.hook()), ..options() };
+    let options = LedgerOptions { queue_rows: 100, hook: Some(trap.hook()), ..options() };
     let ledger = Ledger::open(&place.dir(), options);
     assert_eq!(answered(&ledger), []);
-    trap.set("apply", Mode::Hang);
+    trap.set("apply", Mode::Stall);
     let recorded = (1..=1000).filter(|&lsn| ledger.park(key(1, 1, lsn), row(lsn))).count();
     // Up to one batch was taken out before the hung call began.
     assert!((100..=200).contains(&recorded), "{recorded}");
@@ -484,6 +499,19 @@ fn forgotten_entries_are_not_found_from_then_on() {
     let ledger = place.open();
     assert_eq!(answered(&ledger), []);
     assert_eq!(ledger.seek(40_005).map(|(lsn, _)| lsn), Some(40_000));
+}
+
+#[test]
+fn entries_of_recycled_segments_are_not_found_even_before_they_are_removed() {
+    let temp = tempfile::tempdir().expect("tempdir");
+    let store = store::Store::open(temp.path(), 8 << 20, PATIENCE).expect("opened");
+    let entries: Vec<Change> = (10..=100).step_by(10).map(|lsn| Change::Entry(lsn, entry(lsn))).collect();
+    store.apply(&entries).expect("applied");
+    let seek = |lsn, floor| store.seek(lsn, floor).expect("read").map(|(lsn, _)| lsn);
+    assert_eq!((seek(45, 0), seek(45, 40), seek(45, 41), seek(45, 46)), (Some(40), Some(40), None, None));
+    assert!(!store.forget(40).expect("removed"));
+    assert_eq!((seek(39, 0), seek(45, 0)), (None, Some(40)));
+    store.close().expect("closed");
 }
 
 #[test]
@@ -581,14 +609,14 @@ fn it_answers_as_a_sorted_map_would_also_across_restarts() {
         println!("seed {seed}");
         let mut rng = fastrand::Rng::with_seed(seed);
         let (place, mut model) = (Place::new(), Model::default());
-        let mut ledger = Ledger::open(&place.dir(), LedgerOptions { watchdog: PATIENCE, ..options() });
+        let mut ledger = place.open();
         let _ = answered(&ledger);
         for _ in 0..4 {
             for _ in 0..400 {
                 step(&ledger, &mut model, &mut rng);
             }
             assert!(ledger.close(PATIENCE));
-            ledger = Ledger::open(&place.dir(), LedgerOptions { watchdog: PATIENCE, ..options() });
+            ledger = place.open();
         }
         assert_eq!(ledger.generation(), 0, "nothing was lost on the way");
     }
