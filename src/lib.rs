@@ -21,7 +21,9 @@ mod wal;
 #[doc(hidden)]
 pub mod internals {
     //! For the project's own tests, benchmarks and fuzz targets; no part of the public interface.
-    pub use crate::wal;
+    pub mod wal {
+        pub use crate::wal::*;
+    }
 }
 
 pub use config::{Config, ConfigError, Mode, OnPoison, Order, RouteConfig, TransportConfig};

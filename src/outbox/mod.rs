@@ -7,6 +7,7 @@
 //! settlements. It decides nothing about delivery, and knows no broker.
 
 mod damaged;
+mod dead;
 mod directory;
 mod files;
 mod identity;
@@ -40,7 +41,7 @@ use totals::Totals;
 
 use crate::clock;
 use crate::message::{MessageId, Outgoing, Route};
-use crate::wal::{self, Damage, DeadLetter, DiskStorage, EntryRef, Lsn, Mark, Pending, Place, Storage, Wal, WalError};
+use crate::wal::{self, Damage, DiskStorage, EntryRef, Lsn, Mark, Pending, Place, RangeSet, Storage, Wal, WalError};
 
 /// What became of an append.
 pub type AppendResult = Result<Lsn, Arc<WalError>>;
@@ -130,6 +131,7 @@ pub struct Outbox {
     numbers: AtomicU64,
     wal: Wal,
     dead: Wal,
+    dead_settled: RangeSet,
     ledger: Ledger,
     space: Space,
     settling: Mutex<Settling>,
@@ -196,6 +198,7 @@ impl Outbox {
             incarnation,
             wal,
             dead,
+            dead_settled: recovered_dead.state.settled,
             ledger,
             found,
             changed,
@@ -355,19 +358,6 @@ impl Outbox {
         self.set_aside.fetch_add(count as u64, Ordering::Relaxed);
         let settled = settling.give_up(damage.first_lsn, damage.last_lsn);
         self.wal.settle(settled);
-    }
-
-    /// Appends a dead letter, and settles the message once the disk has it. `done` hears how that went, on the log's
-    /// thread; when it failed, the message is still pending.
-    pub fn bury(self: &Arc<Self>, letter: DeadLetter, done: impl FnOnce(AppendResult) + Send + 'static) {
-        let outbox = Arc::clone(self);
-        let (lsn, outgoing) = (letter.lsn, letter.outgoing.clone());
-        self.dead.append(EntryRef::Dead(&letter), move |result| {
-            if result.is_ok() {
-                outbox.settle(Mark::Dead, lsn, &outgoing);
-            }
-            done(result);
-        });
     }
 
     /// Counts and reasons.

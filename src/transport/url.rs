@@ -78,6 +78,14 @@ pub struct BrokerUrl {
 }
 
 impl BrokerUrl {
+    /// Takes a URL apart.
+    ///
+    /// # Errors
+    /// Names the part that is wrong, and the right form.
+    pub fn parse(text: &str) -> Result<Self, UrlError> {
+        text.parse()
+    }
+
     /// The kind of broker.
     pub fn scheme(&self) -> Scheme {
         self.scheme

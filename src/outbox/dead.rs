@@ -1,0 +1,88 @@
+//! Dead letters: appended to a log of their own before the message is settled, and taken out again by an operator.
+
+use std::sync::mpsc;
+use std::sync::Arc;
+
+use super::{AppendResult, Outbox};
+use crate::wal::{DeadLetter, Entry, EntryRef, Lsn, Mark, RouteTotal, Settled, Step, WalError};
+
+/// Dead letters that are requeued between two syncs.
+const BATCH: usize = 256;
+
+/// Why dead letters could not be changed. What was changed before stays so.
+#[derive(Debug, thiserror::Error)]
+pub enum DeadError {
+    /// The log of the dead letters cannot be read.
+    #[error("the dead letters cannot be read: {0}")]
+    Read(#[from] crate::wal::ReadError),
+    /// The disk refused.
+    #[error("the disk refused: {0}")]
+    Write(#[from] Arc<WalError>),
+}
+
+impl Outbox {
+    /// Appends a dead letter, and settles the message once the disk has it. `done` hears how that went, on the log's
+    /// thread; when it failed, the message is still pending.
+    pub fn bury(self: &Arc<Self>, letter: DeadLetter, done: impl FnOnce(AppendResult) + Send + 'static) {
+        let outbox = Arc::clone(self);
+        let (lsn, outgoing) = (letter.lsn, letter.outgoing.clone());
+        self.dead.append(EntryRef::Dead(&letter), move |result| {
+            if result.is_ok() {
+                outbox.settle(Mark::Dead, lsn, &outgoing);
+            }
+            done(result);
+        });
+    }
+
+    /// Requeues ([`Mark::Requeued`]) or purges the dead letters that `takes` takes; returns how many.
+    pub fn change_dead(&self, mark: Mark, takes: impl Fn(Lsn, &DeadLetter) -> bool) -> Result<u64, DeadError> {
+        let settled = self.dead_settled.clone();
+        let reader = self.dead.reader();
+        let mut cursor = reader.seek(settled.prefix() + 1, None)?;
+        let mut count = 0;
+        let mut batch: Vec<(Lsn, DeadLetter)> = Vec::new();
+        loop {
+            let step = reader.next(&mut cursor)?;
+            let end = matches!(step, Step::End);
+            if let Step::Frame { records, .. } = step {
+                for record in records {
+                    if let Entry::Dead(letter) = record.body
+                        && !settled.contains(record.lsn)
+                        && takes(record.lsn, &letter)
+                    {
+                        batch.push((record.lsn, letter));
+                    }
+                }
+            }
+            if batch.len() >= BATCH || end {
+                count += batch.len() as u64;
+                self.change_batch(mark, std::mem::take(&mut batch))?;
+            }
+            if end {
+                return Ok(count);
+            }
+        }
+    }
+
+    fn change_batch(&self, mark: Mark, batch: Vec<(Lsn, DeadLetter)>) -> Result<(), DeadError> {
+        if mark == Mark::Requeued {
+            // Durable in the log before it leaves the dead letters.
+            let (sender, appended) = mpsc::channel();
+            for (_, letter) in &batch {
+                let sender = sender.clone();
+                self.append(&letter.outgoing, move |result| drop(sender.send(result)));
+            }
+            drop(sender);
+            for result in appended {
+                result?;
+            }
+        }
+        for (number, letter) in batch {
+            let bytes = letter.outgoing.message.size() as u64;
+            let total = RouteTotal { route: letter.outgoing.route, count: 1, bytes };
+            self.dead.settle(Settled { mark, ranges: vec![(number, number)], totals: vec![total] });
+        }
+        self.dead.sync()?;
+        Ok(())
+    }
+}
