@@ -33,8 +33,13 @@ const LOCK_POLL: Duration = Duration::from_millis(20);
 /// little-endian. It is there only while the database is closed.
 const CLOSED: &str = "outlast-closed";
 
-/// Rows removed by one call.
-const FORGET_ROWS: usize = 1024;
+/// Reads after each batch, which are made to free memory: crossbeam-epoch, to which sled leaves its old pages, collects
+/// at most some 500 of them each 128th time that sled enters it, and a batch enters it once. Without these a process
+/// that wrote a million rows had 166 MB resident, with them 70 MB, in less time (a cache of 3 MiB, one run each).
+const COLLECT_READS: usize = 128;
+
+/// Rows removed by one call: few, for the same reason as the batches.
+const FORGET_ROWS: usize = 64;
 
 /// Why a call failed. The database is then given up: no message depends on it.
 #[derive(Debug, thiserror::Error)]
@@ -177,6 +182,9 @@ impl Store {
         batch.insert(&META[..], &meta_value(batches)[..]);
         self.db.apply_batch(batch)?;
         self.batches.set(batches);
+        for _ in 0..COLLECT_READS {
+            self.db.get(META)?;
+        }
         Ok(())
     }
 

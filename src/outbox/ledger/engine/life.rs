@@ -10,8 +10,9 @@ use crate::outbox::files;
 use crate::outbox::ledger::numbers;
 use crate::outbox::ledger::store::{Change, Store, StoreError};
 
-/// Changes in one batch of sled: some ten kilobytes.
-const BATCH: usize = 1024;
+/// Changes in one batch of sled. What a batch replaces stays in memory until it is over and beyond: writing and removing
+/// 300,000 rows twice ended at 111 MB of resident memory with batches of 64, at 561 MB with 1,024, which were no faster.
+const BATCH: usize = 64;
 
 /// The share of the watchdog that an open may spend waiting for sled's own lock.
 const LOCK_SHARE: u32 = 2;
