@@ -278,11 +278,8 @@ mod tests {
 
     #[test]
     fn a_password_is_not_shown() {
-        let config = TransportConfig {
-            name: None,
-            url: "redis://u:hunter2@h:1".into(),
-            password: Some("hunter2".into()),
-        };
+        let config =
+            TransportConfig { name: None, url: "redis://u:hunter2@h:1".into(), password: Some("hunter2".into()) };
         assert!(!format!("{config:?}").contains("hunter2"));
     }
 }

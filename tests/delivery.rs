@@ -205,7 +205,10 @@ async fn an_unknown_topic_holds_up_itself_alone_and_is_delivered_once_it_is_ther
     assert!(!producer.health().is_ok());
     broker.accept("nowhere");
     producer.drained(LONG).await.unwrap();
-    assert_in_order(&broker.delivered().into_iter().filter(|one| &*one.destination == "nowhere").collect::<Vec<_>>(), 200);
+    assert_in_order(
+        &broker.delivered().into_iter().filter(|one| &*one.destination == "nowhere").collect::<Vec<_>>(),
+        200,
+    );
     producer.close(LONG).await.unwrap();
 }
 

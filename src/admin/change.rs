@@ -31,6 +31,7 @@ fn change(directory: &Path, which: &Selection, mark: Mark) -> Result<u64, AdminE
     let outbox = Outbox::open(&OutboxOptions::new(directory))?;
     let result = outbox.change_dead(mark, |number, letter| which.takes(number, &letter.outgoing));
     let closed = outbox.close();
+    outbox.release();
     let count = result.map_err(|error| AdminError::storage(directory, error))?;
     closed.map_err(|error| AdminError::storage(directory, error))?;
     Ok(count)

@@ -40,11 +40,7 @@ fn open(inspected: &Inspected, directory: PathBuf) -> Result<Option<Found>, Admi
 }
 
 /// Calls `each` for every record that is not settled, in order, until it says no more.
-fn unsettled(
-    inspected: &Inspected,
-    found: &Found,
-    mut each: impl FnMut(Lsn, Entry) -> bool,
-) -> Result<(), AdminError> {
+fn unsettled(inspected: &Inspected, found: &Found, mut each: impl FnMut(Lsn, Entry) -> bool) -> Result<(), AdminError> {
     let reader = found.wal.reader();
     let failed = |error| AdminError::storage(inspected.paths.root(), error);
     let mut cursor = reader.seek(found.state.settled.prefix() + 1, None).map_err(failed)?;
@@ -99,9 +95,10 @@ pub fn inspect(directory: impl AsRef<Path>) -> Result<Inspection, AdminError> {
 fn reasons(status: &Status, inspection: &Inspection) -> Vec<String> {
     let mut status = status.clone();
     status.routes.retain_mut(|route| {
-        let known = inspection.routes.iter().find(|known| {
-            *known.route.transport == *route.transport && *known.route.destination == *route.destination
-        });
+        let known = inspection
+            .routes
+            .iter()
+            .find(|known| *known.route.transport == *route.transport && *known.route.destination == *route.destination);
         match known {
             Some(known) => {
                 route.pending.count = known.pending;

@@ -136,16 +136,7 @@ impl PendingMessage {
     fn new(lsn: u64, outgoing: Outgoing) -> Self {
         let Outgoing { id, route, timestamp, message, .. } = outgoing;
         let payload = message.payload_bytes().cloned();
-        Self {
-            lsn,
-            id,
-            route,
-            key: message.key.clone(),
-            payload,
-            headers: message.headers.clone(),
-            timestamp,
-            message,
-        }
+        Self { lsn, id, route, key: message.key.clone(), payload, headers: message.headers.clone(), timestamp, message }
     }
 }
 

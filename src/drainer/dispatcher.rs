@@ -370,6 +370,12 @@ impl Dispatcher {
         let (dispatcher, stored) = (Arc::clone(self), Arc::clone(entry));
         let lsn = self.outbox.append(&entry.message, move |result| dispatcher.appended(&stored, result));
         state.storing = Storing::Queued(lsn);
+        if state.waiter.is_some() {
+            // Before the disk has it: from then on it may be delivered, and nobody would be told.
+            let (watcher, fate) = oneshot::channel();
+            lock(&self.watchers).insert(lsn, watcher);
+            state.fate = Some(fate);
+        }
         if owned {
             lock(&self.owned).insert(lsn);
             return;
@@ -400,14 +406,13 @@ impl Dispatcher {
                     self.settle(entry, lsn, position);
                     return;
                 }
-                if state.waiter.is_some() {
-                    let (watcher, fate) = oneshot::channel();
-                    lock(&self.watchers).insert(lsn, watcher);
+                if let Some(fate) = state.fate.take() {
                     state.tell(Verdict::Stored(lsn, fate));
                 }
             }
             Err(error) => {
                 self.outbox.forget(lsn, &entry.message);
+                lock(&self.watchers).take(lsn);
                 state.storing = Storing::No;
                 state.given_up = true;
                 // A log that failed half-way may find the message again after a crash.

@@ -7,8 +7,8 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::num::NonZeroU32;
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::catchup::{CatchUp, CatchUpError, Skipped, Unindexed, lane_or_own};
@@ -466,8 +466,7 @@ impl Drain {
             let outbox = Arc::clone(self.dispatcher.outbox());
             let by_rows = self.by_rows(key);
             let first = self.blocks.get(key).and_then(|block| block.first_skipped).unwrap_or(self.cursor);
-            let pass =
-                self.catch_ups.entry(key).or_insert_with(|| CatchUp::new(&outbox, key, first, by_rows));
+            let pass = self.catch_ups.entry(key).or_insert_with(|| CatchUp::new(&outbox, key, first, by_rows));
             match pass.next(&outbox, self.cursor) {
                 Ok(Some(skipped)) if self.concerns(key, &skipped) => return Ok(Some(skipped)),
                 Ok(Some(_)) => {}

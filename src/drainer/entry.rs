@@ -68,6 +68,8 @@ pub struct EntryState {
     pub possibly_delivered: bool,
     /// Who waits for `send`.
     pub waiter: Option<oneshot::Sender<Verdict>>,
+    /// What becomes of it once it is stored, for whoever waits.
+    pub fate: Option<oneshot::Receiver<Fate>>,
     /// The space that storing it would take.
     pub reservation: Option<Reservation>,
     /// Its partition, as it was known at the hand-over.
@@ -146,6 +148,7 @@ impl EntryState {
             given_up: false,
             possibly_delivered: false,
             waiter: None,
+            fate: None,
             reservation: None,
             partition: None,
         }

@@ -88,7 +88,8 @@ impl Drain {
                 }
             }
             Action::Wait => {
-                let key = self.key_of(failure.scope, &message.route, entry.state().partition, lane_or_own(message, lsn));
+                let key =
+                    self.key_of(failure.scope, &message.route, entry.state().partition, lane_or_own(message, lsn));
                 self.block(key, &message.route, failure, false, probed == Some(key), now);
                 if let Some(other) = probed.filter(|other| *other != key) {
                     self.restart_pass(other);
@@ -186,15 +187,7 @@ impl Drain {
 
     /// Blocks, or blocks anew. Of many messages that fail together only the first counts as a failed try; the one
     /// that was tried by itself always does.
-    fn block(
-        &mut self,
-        key: BlockKey,
-        route: &Route,
-        failure: &Arc<Failure>,
-        alone: bool,
-        probed: bool,
-        now: Instant,
-    ) {
+    fn block(&mut self, key: BlockKey, route: &Route, failure: &Arc<Failure>, alone: bool, probed: bool, now: Instant) {
         let known = self.blocks.get(key);
         let again = known.is_some_and(|block| match block.state {
             BlockState::Waiting(_) => block.alone || !alone,
@@ -297,5 +290,4 @@ impl Drain {
             }
         }
     }
-
 }

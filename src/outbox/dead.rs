@@ -1,7 +1,7 @@
 //! Dead letters: appended to a log of their own before the message is settled, and taken out again by an operator.
 
-use std::sync::mpsc;
 use std::sync::Arc;
+use std::sync::mpsc;
 
 use super::{AppendResult, Outbox};
 use crate::wal::{DeadLetter, Entry, EntryRef, Lsn, Mark, RouteTotal, Settled, Step, WalError};

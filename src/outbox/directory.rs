@@ -15,6 +15,7 @@ use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
@@ -119,7 +120,7 @@ pub struct Directory {
     paths: Paths,
     id: OutboxId,
     created: bool,
-    _lock: Lock,
+    lock: Mutex<Option<Lock>>,
 }
 
 impl Directory {
@@ -144,12 +145,17 @@ impl Directory {
         }
         let (id, created) = settle_identity(&paths, identity, has_log, options)?;
         files::sync_directory(paths.root())?;
-        Ok(Self { paths, id, created, _lock: lock })
+        Ok(Self { paths, id, created, lock: Mutex::new(Some(lock)) })
     }
 
     /// Where everything lies.
     pub fn paths(&self) -> &Paths {
         &self.paths
+    }
+
+    /// Lets the next process in. Nothing may be written from here on.
+    pub fn release(&self) {
+        self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 
     /// Which outbox it is.

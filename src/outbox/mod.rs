@@ -394,6 +394,11 @@ impl Outbox {
         wal.and(dead)
     }
 
+    /// Lets the next process in, after [`close`](Self::close).
+    pub fn release(&self) {
+        self.directory.release();
+    }
+
     fn lock_settling(&self) -> MutexGuard<'_, Settling> {
         self.settling.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,8 +4,8 @@
 //! Reserved means: in segments that are allocated. What is stored first may not use the last segment, so that a
 //! backlog leaves room for the first attempts of healthy lanes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::wal::Wal;
 

@@ -37,8 +37,7 @@ impl Totals {
             .filter(|(_, pending)| pending.count > 0)
             .map(|(route, pending)| {
                 let bucket = Bucket { first: 0, time: pending.oldest, count: pending.count };
-                let total =
-                    Total { count: pending.count, bytes: pending.bytes, buckets: VecDeque::from([bucket]) };
+                let total = Total { count: pending.count, bytes: pending.bytes, buckets: VecDeque::from([bucket]) };
                 (route.clone(), total)
             })
             .collect();

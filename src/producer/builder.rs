@@ -279,8 +279,7 @@ impl Builder {
             let made = transport::connect(&url).map_err(|error| wrong(error.to_string()))?;
             transports.push((name, order, made));
         }
-        transports
-            .extend(self.custom.iter().map(|(name, custom)| (Arc::clone(name), Order::Key, Arc::clone(custom))));
+        transports.extend(self.custom.iter().map(|(name, custom)| (Arc::clone(name), Order::Key, Arc::clone(custom))));
         if transports.is_empty() {
             return Err(wrong("no broker is given: add a URL, such as kafka://host:9092".into()));
         }
@@ -315,8 +314,7 @@ fn make_line(
     let routes: HashMap<Arc<str>, RoutePlan> =
         config.routes.iter().filter(of_line).map(|route| (Arc::clone(&route.destination), plan(route))).collect();
     let events = events.clone();
-    let backlog: HashSet<u64> =
-        outbox.found().pending.iter().map(|(route, _)| route_hash(route)).collect();
+    let backlog: HashSet<u64> = outbox.found().pending.iter().map(|(route, _)| route_hash(route)).collect();
     let options = DispatcherOptions {
         name: Arc::clone(&name),
         transport,
@@ -334,8 +332,7 @@ fn make_line(
 fn start(core: &Arc<Core>) -> Result<(), OpenError> {
     let failed = |text: String| OpenError::new(OpenErrorKind::Transport, text);
     // Weak: the outbox is held by the dispatchers, and so are the transports.
-    let dispatchers: Vec<Weak<Dispatcher>> =
-        core.lines.iter().map(|line| Arc::downgrade(&line.dispatcher)).collect();
+    let dispatchers: Vec<Weak<Dispatcher>> = core.lines.iter().map(|line| Arc::downgrade(&line.dispatcher)).collect();
     let bell = Arc::clone(&core.bell);
     core.outbox.on_change(move || {
         for dispatcher in dispatchers.iter().filter_map(Weak::upgrade) {

@@ -145,6 +145,7 @@ impl Core {
         let result = if first { self.outbox.close() } else { Ok(()) };
         if first {
             self.write_status(Lifecycle::Closed);
+            self.outbox.release();
         }
         let pending = self.outbox.snapshot().pending.iter().map(|(_, pending)| pending.count).sum();
         result.map(|()| Closed { pending }).map_err(|error| CloseError(error.to_string()))

@@ -132,10 +132,7 @@ impl Core {
             let since = time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
             i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
         };
-        let blocked = |blocked: &BlockedStats| Blocked {
-            reason: blocked.reason.clone(),
-            since: millis(blocked.since),
-        };
+        let blocked = |blocked: &BlockedStats| Blocked { reason: blocked.reason.clone(), since: millis(blocked.since) };
         let routes = stats.routes.iter().filter(|route| route.pending > 0 || route.blocked.is_some());
         Status {
             pid: std::process::id(),

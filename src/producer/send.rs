@@ -59,16 +59,14 @@ impl Future for SendFuture {
                     }
                     None => State::Done,
                 },
-                State::Queued { message, verdict, .. } => {
-                    match ready!(Pin::new(verdict).poll(context)) {
-                        Ok(Queued::Sent(verdict)) => State::Sent { message: Arc::clone(message), verdict },
-                        Ok(Queued::Rejected(kind, reason)) => {
-                            let error = SendError::new(kind, reason, Message::clone(&message.message));
-                            State::Refused(Some(error))
-                        }
-                        Err(_) => State::Refused(Some(gone(message, false))),
+                State::Queued { message, verdict, .. } => match ready!(Pin::new(verdict).poll(context)) {
+                    Ok(Queued::Sent(verdict)) => State::Sent { message: Arc::clone(message), verdict },
+                    Ok(Queued::Rejected(kind, reason)) => {
+                        let error = SendError::new(kind, reason, Message::clone(&message.message));
+                        State::Refused(Some(error))
                     }
-                }
+                    Err(_) => State::Refused(Some(gone(message, false))),
+                },
                 State::Sent { message, verdict } => {
                     let id = message.id;
                     let result = match ready!(Pin::new(verdict).poll(context)) {

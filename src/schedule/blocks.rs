@@ -170,7 +170,8 @@ impl Blocks {
             state: BlockState::CatchingUp,
         });
         // Classes differ in who is told, not in the pace: a hold starts as early, and soon reaches the cap.
-        let delay = if failed.alone { Duration::ZERO } else { self.backoff.delay(block.attempts.saturating_add(1), rng) };
+        let delay =
+            if failed.alone { Duration::ZERO } else { self.backoff.delay(block.attempts.saturating_add(1), rng) };
         block.attempts = block.attempts.saturating_add(1);
         block.class = failed.failure.class;
         block.alone = failed.alone;
@@ -311,10 +312,7 @@ mod tests {
         assert_eq!(fail(&mut blocks, BlockKey::Lane(1, Lane(5)), Class::Transient, now), BlockKey::Route(1));
         assert_eq!(blocks.find(1, None, Some(Lane(99))), Some(BlockKey::Route(1)));
         blocks.remove(BlockKey::Lane(1, Lane(0)));
-        assert_eq!(
-            fail(&mut blocks, BlockKey::Lane(2, Lane(6)), Class::Transient, now),
-            BlockKey::Lane(2, Lane(6))
-        );
+        assert_eq!(fail(&mut blocks, BlockKey::Lane(2, Lane(6)), Class::Transient, now), BlockKey::Lane(2, Lane(6)));
     }
 
     #[test]
