@@ -16,6 +16,8 @@ mod committer;
 mod control;
 #[cfg(test)]
 mod crash_tests;
+#[cfg(test)]
+mod damage_tests;
 mod error;
 mod frame;
 mod log;
