@@ -94,7 +94,7 @@ impl Committer {
         let pressed = group.is_some() || queue.closing || !self.barriers.is_empty();
         let due = queue.controls_since.is_some_and(|since| since + shared.options.control_after <= now);
         let held = group.is_none() && !queue.closing && self.retry_controls.is_some_and(|retry| retry > now);
-        let controls = if (pressed || due) && !held { self.take_controls(&mut queue, now) } else { Vec::new() };
+        let controls = if (pressed || due) && !held { self.take_controls(&mut queue) } else { Vec::new() };
         let (closing, abandoned) = (queue.closing, queue.abandoned);
         drop(queue);
         for (done, error) in rejected {
@@ -103,35 +103,37 @@ impl Committer {
         Intake { group, controls, closing, abandoned }
     }
 
-    /// Takes settlements for one frame, leaving those that would make more ranges than there may be.
-    fn take_controls(&mut self, queue: &mut queue::Queue, now: Instant) -> Vec<Settled> {
-        let options = &self.shared.options;
-        let share = u64::from(options.frame_bytes) / CONTROL_SHARE;
-        let view = self.shared.view();
-        let (mut taken, mut left) = (Vec::new(), std::collections::VecDeque::new());
-        let (mut bytes, mut planned, mut cut) = (0, 0, false);
-        while let Some(settled) = queue.controls.pop_front() {
+    /// Takes settlements for one frame, deferring those that would make more ranges than there may be.
+    fn take_controls(&mut self, queue: &mut queue::Queue) -> Vec<Settled> {
+        let shared = Arc::clone(&self.shared);
+        let share = u64::from(shared.options.frame_bytes) / CONTROL_SHARE;
+        let view = shared.view();
+        let unsynced =
+            self.active.iter().flat_map(|active| &active.unsynced).flat_map(|written| &written.group.controls);
+        let mut ranges = view.state.settled.len() + unsynced.map(|settled| settled.ranges.len()).sum::<usize>();
+        let (mut taken, mut deferred, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let old = std::mem::take(&mut queue.deferred);
+        let mut waiting = old.into_iter().chain(std::mem::take(&mut queue.controls));
+        for settled in waiting.by_ref() {
             let bound = queue::control_bound(&settled);
             if bytes + bound > share && !taken.is_empty() {
-                queue.controls.push_front(settled);
-                cut = true;
+                queue.controls.push_back(settled);
                 break;
             }
-            if queue::fits_ranges(&settled, &view.state.settled, planned, options.max_ranges) {
+            let room = shared.options.max_ranges.saturating_sub(ranges);
+            let (fits, later) = queue::within(settled, &view.state.settled, room);
+            deferred.extend(later);
+            if let Some(settled) = fits {
                 bytes += bound;
-                planned += settled.ranges.len();
+                ranges += settled.ranges.len();
                 taken.push(settled);
-            } else {
-                left.push_back(settled);
             }
         }
-        // Those that are left wait for others to fill a gap, and are looked at again when some were written.
-        let waiting = !left.is_empty() && !taken.is_empty();
-        left.append(&mut queue.controls);
-        queue.controls = left;
-        if !cut {
+        queue.controls.extend(waiting);
+        queue.deferred = deferred;
+        if queue.controls.is_empty() {
             self.settlements = queue.submitted;
-            queue.controls_since = waiting.then_some(now);
+            queue.controls_since = None;
         }
         taken
     }
@@ -195,7 +197,7 @@ impl Committer {
     fn sync(&mut self, now: Instant) {
         let Some(active) = &mut self.active else { return };
         match active.sync() {
-            Ok(written) => self.acknowledge(written),
+            Ok(written) => self.acknowledge(written, now),
             Err(error) => {
                 let groups = self.give_up(&error);
                 self.log_again(groups, None, now);
@@ -238,7 +240,7 @@ impl Committer {
     fn rotate(&mut self, group: Group, now: Instant) {
         if let Some(active) = &mut self.active {
             match active.sync() {
-                Ok(written) => self.acknowledge(written),
+                Ok(written) => self.acknowledge(written, now),
                 Err(error) => {
                     let mut groups = self.give_up(&error);
                     let controls = groups.iter_mut().flat_map(Group::take_controls).collect();
@@ -271,7 +273,7 @@ impl Committer {
                     self.active = Some(active);
                     self.last_write = Some(now);
                     self.sealed = false;
-                    return self.acknowledge(written);
+                    return self.acknowledge(written, now);
                 }
                 Err((error, failed)) => {
                     group = failed;
@@ -310,7 +312,7 @@ impl Committer {
     }
 
     /// What was written is durable: takes it into the state, shows it to readers, tells the callers.
-    fn acknowledge(&mut self, written: Vec<Written>) {
+    fn acknowledge(&mut self, written: Vec<Written>, now: Instant) {
         let options = &self.shared.options;
         self.unsynced_since = None;
         self.retry_controls = None;
@@ -338,6 +340,11 @@ impl Committer {
         }
         if settled {
             self.recycle();
+            // What was deferred may fit now.
+            let mut queue = self.shared.queue();
+            if !queue.deferred.is_empty() {
+                queue.controls_since.get_or_insert(now);
+            }
         }
         self.publish_room();
         self.shared.changed();
@@ -472,9 +479,9 @@ impl Committer {
         let unwritten = {
             let mut queue = self.shared.queue();
             queue.closed = true;
-            !queue.controls.is_empty()
+            !queue.controls.is_empty() || !queue.deferred.is_empty()
         };
-        let broken = self.shared.view().broken.is_some() || unwritten && self.retry_controls.is_some();
+        let broken = self.shared.view().broken.is_some() || unwritten;
         for barrier in self.barriers.drain(..) {
             let outcome = if broken { Err(Arc::new(WalError::Closed)) } else { Ok(()) };
             // Whoever waited may have gone.

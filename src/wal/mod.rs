@@ -23,6 +23,8 @@ mod frame;
 mod log;
 #[cfg(any(test, feature = "testing"))]
 mod model;
+#[cfg(test)]
+mod protocol_tests;
 mod queue;
 mod ranges;
 mod reader;
