@@ -43,7 +43,7 @@ mod by_hand {
 
         pub fn signed(&mut self) -> i64 {
             let number = self.number();
-            if number % 2 == 0 { (number / 2) as i64 } else { -((number / 2) as i64) - 1 }
+            if number.is_multiple_of(2) { (number / 2) as i64 } else { -((number / 2) as i64) - 1 }
         }
 
         pub fn bytes(&mut self) -> Vec<u8> {
@@ -398,6 +398,10 @@ fn the_second_reader_reads_the_golden_log() {
         assert_eq!((segment.number, segment.previous), (number, number - 1));
         assert_eq!((segment.outbox.as_slice(), segment.incarnation), ([0xab; 16].as_slice(), 0x0123_4567_89ab_cdef));
         assert_eq!((segment.first_lsn, segment.last_acked), (lsn, lsn - 1));
+        if let Some(before) = segments.get(segment.previous as usize - usize::from(segment.previous > 0)) {
+            let last = before.frames.last().map_or(0, |frame| frame.offset);
+            assert!(segment.previous == 0 || segment.previous_end > last, "all of it was acknowledged");
+        }
         let groups = segment.frames.iter().filter(|frame| frame.kind == 0);
         assert_eq!(segment.frames.iter().find(|frame| frame.kind == 0).map(|frame| frame.offset), Some(segment.start));
         for frame in groups {
