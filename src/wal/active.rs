@@ -15,6 +15,12 @@ use super::space::{self, Prepared};
 use super::state::SegmentInfo;
 use super::{BLOCK, Lsn, round_up};
 
+/// A group that could not be written, whole, and why.
+pub(super) struct Failed {
+    pub error: WalError,
+    pub group: Group,
+}
+
 /// A frame that was written.
 pub(super) struct Written {
     pub header: FrameHeader,
@@ -48,14 +54,14 @@ impl Active {
     }
 
     /// Writes a group as a frame; it is not durable yet. After an error the segment must not be used any more.
-    pub fn write(&mut self, group: Group, kind: FrameKind, durable: Lsn) -> Result<(), (WalError, Group)> {
+    pub fn write(&mut self, group: Group, kind: FrameKind, durable: Lsn) -> Result<(), Box<Failed>> {
         let (mut frame, group) = group.into_parts();
         let header =
             self.header(kind, &group, durable, group.controls.len() as u32 + u32::from(kind == FrameKind::Seal));
         let header = finish(&mut frame, header);
         if let Err(error) = self.file.write_at(&frame, u64::from(self.offset)) {
             let group = Group { frame: unpad(frame, &header), ..group };
-            return Err((WalError::io("write", &self.path)(error), group));
+            return Err(failed(WalError::io("write", &self.path)(error), group));
         }
         self.offset = header.next_offset();
         self.unsynced.push(Written { header, bytes: Bytes::from(frame), group });
@@ -128,15 +134,15 @@ pub(super) fn open(
     origin: &Origin<'_>,
     checkpoint: Vec<(Vec<u8>, u32)>,
     group: Group,
-) -> Result<(Active, Vec<Written>), (WalError, Group)> {
+) -> Result<(Active, Vec<Written>), Box<Failed>> {
     let Prepared { path: free, file } = match space::take(shared, group.has_messages()) {
         Ok(prepared) => prepared,
-        Err(error) => return Err((error, group)),
+        Err(error) => return Err(failed(error, group)),
     };
     let path = segment::path(&shared.directory, origin.number);
     if let Err(error) = shared.storage.rename(&free, &path) {
         shared.space().discard(free);
-        return Err((WalError::io("rename", &path)(error), group));
+        return Err(failed(WalError::io("rename", &path)(error), group));
     }
     let active = Active {
         number: origin.number,
@@ -148,10 +154,7 @@ pub(super) fn open(
         limit: shared.options.segment_bytes,
         unsynced: Vec::new(),
     };
-    begin(shared, active, origin, checkpoint, group).map_err(|failed| {
-        shared.space().discard(path);
-        failed
-    })
+    begin(shared, active, origin, checkpoint, group).inspect_err(|_| shared.space().discard(path))
 }
 
 fn begin(
@@ -160,7 +163,7 @@ fn begin(
     origin: &Origin<'_>,
     checkpoint: Vec<(Vec<u8>, u32)>,
     group: Group,
-) -> Result<(Active, Vec<Written>), (WalError, Group)> {
+) -> Result<(Active, Vec<Written>), Box<Failed>> {
     let block = BLOCK as usize;
     let mut head = vec![0; block];
     for (body, records) in checkpoint {
@@ -187,20 +190,24 @@ fn begin(
     let limit = u64::from(active.limit);
     let bytes = head.len() as u64 + round_up(group.length());
     if bytes > limit {
-        return Err((WalError::TooLarge { bytes, limit }, group));
+        return Err(failed(WalError::TooLarge { bytes, limit }, group));
     }
     if let Err(error) = active.file.write_at(&head, 0) {
-        return Err((WalError::io("write", &active.path)(error), group));
+        return Err(failed(WalError::io("write", &active.path)(error), group));
     }
     active.write(group, FrameKind::Group, origin.last_acked)?;
     let synced = active.file.sync_data().map_err(WalError::io("sync", &active.path)).and_then(|()| named(shared));
     if let Err(error) = synced {
         let group = active.give_back().pop();
-        return Err((error, group.unwrap_or_else(|| Group::new(origin.first_lsn))));
+        return Err(failed(error, group.unwrap_or_else(|| Group::new(origin.first_lsn))));
     }
     active.synced_end = active.offset;
     let written = std::mem::take(&mut active.unsynced);
     Ok((active, written))
+}
+
+fn failed(error: WalError, group: Group) -> Box<Failed> {
+    Box::new(Failed { error, group })
 }
 
 fn named(shared: &Shared) -> Result<(), WalError> {

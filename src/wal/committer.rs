@@ -25,18 +25,18 @@ const CONTROL_SHARE: u64 = 4;
 
 /// See the module.
 pub(super) struct Committer {
-    shared: Arc<Shared>,
-    active: Option<Active>,
+    pub shared: Arc<Shared>,
+    pub active: Option<Active>,
     next_number: u64,
-    last_write: Option<Instant>,
+    pub last_write: Option<Instant>,
     /// The oldest settlement frame that was written and not synced.
-    unsynced_since: Option<Instant>,
+    pub unsynced_since: Option<Instant>,
     /// Nothing but a seal follows the last frame, or nothing was written yet.
-    sealed: bool,
-    retry_controls: Option<Instant>,
+    pub sealed: bool,
+    pub retry_controls: Option<Instant>,
     /// Settlements up to this one were taken out of the queue.
-    settlements: u64,
-    barriers: Vec<Barrier>,
+    pub settlements: u64,
+    pub barriers: Vec<Barrier>,
 }
 
 /// What a turn found in the queue.
@@ -94,7 +94,7 @@ impl Committer {
         let pressed = group.is_some() || queue.closing || !self.barriers.is_empty();
         let due = queue.controls_since.is_some_and(|since| since + shared.options.control_after <= now);
         let held = group.is_none() && !queue.closing && self.retry_controls.is_some_and(|retry| retry > now);
-        let controls = if (pressed || due) && !held { self.take_controls(&mut queue, now) } else { Vec::new() };
+        let controls = if (pressed || due) && !held { self.take_controls(&mut queue) } else { Vec::new() };
         let (closing, abandoned) = (queue.closing, queue.abandoned);
         drop(queue);
         for (done, error) in rejected {
@@ -103,35 +103,37 @@ impl Committer {
         Intake { group, controls, closing, abandoned }
     }
 
-    /// Takes settlements for one frame, leaving those that would make more ranges than there may be.
-    fn take_controls(&mut self, queue: &mut queue::Queue, now: Instant) -> Vec<Settled> {
-        let options = &self.shared.options;
-        let share = u64::from(options.frame_bytes) / CONTROL_SHARE;
-        let view = self.shared.view();
-        let (mut taken, mut left) = (Vec::new(), std::collections::VecDeque::new());
-        let (mut bytes, mut planned, mut cut) = (0, 0, false);
-        while let Some(settled) = queue.controls.pop_front() {
+    /// Takes settlements for one frame, deferring those that would make more ranges than there may be.
+    fn take_controls(&mut self, queue: &mut queue::Queue) -> Vec<Settled> {
+        let shared = Arc::clone(&self.shared);
+        let share = u64::from(shared.options.frame_bytes) / CONTROL_SHARE;
+        let view = shared.view();
+        let unsynced =
+            self.active.iter().flat_map(|active| &active.unsynced).flat_map(|written| &written.group.controls);
+        let mut ranges = view.state.settled.len() + unsynced.map(|settled| settled.ranges.len()).sum::<usize>();
+        let (mut taken, mut deferred, mut bytes) = (Vec::new(), Vec::new(), 0);
+        let old = std::mem::take(&mut queue.deferred);
+        let mut waiting = old.into_iter().chain(std::mem::take(&mut queue.controls));
+        for settled in waiting.by_ref() {
             let bound = queue::control_bound(&settled);
             if bytes + bound > share && !taken.is_empty() {
-                queue.controls.push_front(settled);
-                cut = true;
+                queue.controls.push_back(settled);
                 break;
             }
-            if queue::fits_ranges(&settled, &view.state.settled, planned, options.max_ranges) {
+            let room = shared.options.max_ranges.saturating_sub(ranges);
+            let (fits, later) = queue::within(settled, &view.state.settled, room);
+            deferred.extend(later);
+            if let Some(settled) = fits {
                 bytes += bound;
-                planned += settled.ranges.len();
+                ranges += settled.ranges.len();
                 taken.push(settled);
-            } else {
-                left.push_back(settled);
             }
         }
-        // Those that are left wait for others to fill a gap, and are looked at again when some were written.
-        let waiting = !left.is_empty() && !taken.is_empty();
-        left.append(&mut queue.controls);
-        queue.controls = left;
-        if !cut {
+        queue.controls.extend(waiting);
+        queue.deferred = deferred;
+        if queue.controls.is_empty() {
             self.settlements = queue.submitted;
-            queue.controls_since = waiting.then_some(now);
+            queue.controls_since = None;
         }
         taken
     }
@@ -167,7 +169,7 @@ impl Committer {
         u64::from(options.segment_bytes).saturating_sub(overhead + u64::from(BLOCK))
     }
 
-    fn next_lsn(&self) -> Lsn {
+    pub fn next_lsn(&self) -> Lsn {
         self.shared.view().state.next_lsn
     }
 
@@ -175,9 +177,9 @@ impl Committer {
         let durable = self.shared.durable();
         let urgent = group.has_messages() || self.unsynced_since.is_some_and(|since| self.is_overdue(since, now));
         let Some(active) = &mut self.active else { return self.rotate(group, now) };
-        if let Err((error, group)) = active.write(group, FrameKind::Group, durable) {
-            let groups = self.give_up(&error);
-            return self.log_again(groups, Some(group), now);
+        if let Err(failed) = active.write(group, FrameKind::Group, durable) {
+            let groups = self.give_up(&failed.error);
+            return self.log_again(groups, Some(failed.group), now);
         }
         self.last_write = Some(now);
         self.sealed = false;
@@ -187,15 +189,15 @@ impl Committer {
         }
     }
 
-    fn is_overdue(&self, since: Instant, now: Instant) -> bool {
+    pub fn is_overdue(&self, since: Instant, now: Instant) -> bool {
         since + self.shared.options.control_sync <= now
     }
 
     /// Makes durable what was written; if that fails, logs it again in a new segment.
-    fn sync(&mut self, now: Instant) {
+    pub fn sync(&mut self, now: Instant) {
         let Some(active) = &mut self.active else { return };
         match active.sync() {
-            Ok(written) => self.acknowledge(written),
+            Ok(written) => self.acknowledge(written, now),
             Err(error) => {
                 let groups = self.give_up(&error);
                 self.log_again(groups, None, now);
@@ -205,7 +207,7 @@ impl Committer {
 
     /// Gives the segment up for good: after a failed write or sync nobody knows what is on the disk, and a second sync
     /// may say yes to bytes the kernel has dropped. Returns what was written in it in vain.
-    fn give_up(&mut self, error: &WalError) -> Vec<Group> {
+    pub fn give_up(&mut self, error: &WalError) -> Vec<Group> {
         self.unsynced_since = None;
         self.sealed = true;
         let Some(mut active) = self.active.take() else { return Vec::new() };
@@ -217,7 +219,7 @@ impl Committer {
     }
 
     /// After a segment failed: its unacknowledged group goes whole into a new one, unsynced settlements to the queue.
-    fn log_again(&mut self, written: Vec<Group>, unwritten: Option<Group>, now: Instant) {
+    pub fn log_again(&mut self, written: Vec<Group>, unwritten: Option<Group>, now: Instant) {
         let mut controls = Vec::new();
         let mut again = None;
         for mut group in written.into_iter().chain(unwritten) {
@@ -238,7 +240,7 @@ impl Committer {
     fn rotate(&mut self, group: Group, now: Instant) {
         if let Some(active) = &mut self.active {
             match active.sync() {
-                Ok(written) => self.acknowledge(written),
+                Ok(written) => self.acknowledge(written, now),
                 Err(error) => {
                     let mut groups = self.give_up(&error);
                     let controls = groups.iter_mut().flat_map(Group::take_controls).collect();
@@ -271,10 +273,11 @@ impl Committer {
                     self.active = Some(active);
                     self.last_write = Some(now);
                     self.sealed = false;
-                    return self.acknowledge(written);
+                    return self.acknowledge(written, now);
                 }
-                Err((error, failed)) => {
-                    group = failed;
+                Err(failed) => {
+                    let error = failed.error;
+                    group = failed.group;
                     let full = matches!(error, WalError::Full { .. });
                     if full || attempt == attempts {
                         self.active = None;
@@ -310,7 +313,7 @@ impl Committer {
     }
 
     /// What was written is durable: takes it into the state, shows it to readers, tells the callers.
-    fn acknowledge(&mut self, written: Vec<Written>) {
+    fn acknowledge(&mut self, written: Vec<Written>, now: Instant) {
         let options = &self.shared.options;
         self.unsynced_since = None;
         self.retry_controls = None;
@@ -338,6 +341,11 @@ impl Committer {
         }
         if settled {
             self.recycle();
+            // What was deferred may fit now.
+            let mut queue = self.shared.queue();
+            if !queue.deferred.is_empty() {
+                queue.controls_since.get_or_insert(now);
+            }
         }
         self.publish_room();
         self.shared.changed();
@@ -383,119 +391,10 @@ impl Committer {
         self.shared.prepare.notify_one();
     }
 
-    fn put_back(&mut self, controls: Vec<Settled>, now: Instant) {
+    pub fn put_back(&mut self, controls: Vec<Settled>, now: Instant) {
         if !controls.is_empty() {
             self.settlements = 0;
             self.shared.queue().put_back(controls, now);
-        }
-    }
-
-    /// Seals what nothing follows, so that damage to it can be told from a torn write.
-    /// False if the segment failed: then what was not synced waits to be logged again.
-    fn seal(&mut self, now: Instant) -> bool {
-        let (next_lsn, durable) = (self.next_lsn(), self.shared.durable());
-        let Some(active) = &mut self.active else { return true };
-        if active.has_room_for_seal()
-            && let Err((error, _)) = active.write(active::seal(next_lsn, durable), FrameKind::Seal, durable)
-        {
-            let groups = self.give_up(&error);
-            self.log_again(groups, None, now);
-            return false;
-        }
-        self.sync(now);
-        self.sealed = self.active.is_some();
-        self.sealed
-    }
-
-    /// Nothing was there to write: syncs and seals what is due, and says when the next thing is.
-    fn idle(&mut self, now: Instant) -> Turn {
-        let options = &self.shared.options;
-        let (control_after, control_sync, seal_after) =
-            (options.control_after, options.control_sync, options.seal_after);
-        let controls = {
-            let queue = self.shared.queue();
-            let retry = self.retry_controls;
-            queue.controls_since.map(|since| retry.map_or(since + control_after, |r| r.max(since + control_after)))
-        };
-        if self.unsynced_since.is_some_and(|since| self.is_overdue(since, now)) {
-            self.sync(now);
-            return Turn::Again;
-        }
-        // While settlements wait the log is not idle.
-        let seal = match (self.sealed, self.last_write, controls) {
-            (false, Some(last), None) if self.active.is_some() => Some(last + seal_after),
-            _ => None,
-        };
-        if seal.is_some_and(|due| due <= now) {
-            self.seal(now);
-            return Turn::Again;
-        }
-        let overdue = self.unsynced_since.map(|since| since + control_sync);
-        match [controls, overdue, seal].into_iter().flatten().min() {
-            Some(next) => Turn::Until(next),
-            None => Turn::Idle,
-        }
-    }
-
-    /// Answers those whose submissions have all been dealt with.
-    fn settle_barriers(&mut self, now: Instant, closing: bool) {
-        if closing || !self.is_ready() || !self.sealed && !self.seal(now) {
-            return;
-        }
-        let (next_lsn, settlements) = (self.next_lsn(), self.settlements);
-        let barriers = std::mem::take(&mut self.barriers);
-        for barrier in barriers {
-            if barrier.lsn <= next_lsn && barrier.settlements <= settlements {
-                // Whoever waited may have gone.
-                let _ = barrier.told.send(Ok(()));
-            } else {
-                self.barriers.push(barrier);
-            }
-        }
-    }
-
-    fn is_ready(&self) -> bool {
-        let next_lsn = self.next_lsn();
-        self.barriers.iter().any(|barrier| barrier.lsn <= next_lsn && barrier.settlements <= self.settlements)
-    }
-
-    fn is_drained(&self) -> bool {
-        let queue = self.shared.queue();
-        queue.groups.is_empty() && (queue.controls_since.is_none() || self.retry_controls.is_some())
-    }
-
-    /// Closing: seals, and answers everybody.
-    fn finish(&mut self, now: Instant) {
-        if !self.sealed {
-            self.seal(now);
-        }
-        let unwritten = {
-            let mut queue = self.shared.queue();
-            queue.closed = true;
-            !queue.controls.is_empty()
-        };
-        let broken = self.shared.view().broken.is_some() || unwritten && self.retry_controls.is_some();
-        for barrier in self.barriers.drain(..) {
-            let outcome = if broken { Err(Arc::new(WalError::Closed)) } else { Ok(()) };
-            // Whoever waited may have gone.
-            let _ = barrier.told.send(outcome);
-        }
-    }
-
-    /// Dropped without a close: nothing more is written, nobody is left waiting.
-    fn abandon(&mut self, group: Option<Group>) {
-        let groups = {
-            let mut queue = self.shared.queue();
-            queue.closed = true;
-            std::mem::take(&mut queue.groups)
-        };
-        let error = Arc::new(WalError::Closed);
-        for group in group.into_iter().chain(groups) {
-            group.finish(Err(&error));
-        }
-        for barrier in self.barriers.drain(..) {
-            // Whoever waited may have gone.
-            let _ = barrier.told.send(Err(Arc::clone(&error)));
         }
     }
 }

@@ -15,7 +15,7 @@ fn directory() -> PathBuf {
     PathBuf::from("/wal")
 }
 
-/// How many seeds: `OUTLAST_SEEDS` for more.
+/// How many seeds: `OUTLAST_SEEDS` for more; `OUTLAST_SEED` for the one that failed.
 fn seeds(default: u64) -> u64 {
     std::env::var("OUTLAST_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(default)
 }
@@ -29,6 +29,9 @@ struct Oracle {
     refused: BTreeSet<(Lsn, u64)>,
     settled: BTreeSet<Lsn>,
     sizes: BTreeMap<u64, u64>,
+    /// Records that were found after a sync of theirs had failed, or had not been made. A kernel that dropped them
+    /// may have shown them, and said yes to the sync of the open, until the power was cut: nobody was promised them.
+    unpromised: BTreeSet<Lsn>,
     next: u64,
 }
 
@@ -104,7 +107,7 @@ impl Life {
         for (lsn, number, accepted) in self.outcomes.lock().expect("not poisoned").drain(..) {
             if accepted {
                 let other = oracle.acked.insert(lsn, number);
-                assert_eq!(other, None, "LSN {lsn} was acknowledged twice");
+                assert!(other.is_none() || oracle.unpromised.remove(&lsn), "LSN {lsn} was acknowledged twice");
             } else {
                 let lsn = oracle.submitted.iter().rev().find(|(_, numbers)| numbers.contains(&number));
                 let lsn = *lsn.expect("it was submitted").0;
@@ -115,21 +118,27 @@ impl Life {
 }
 
 /// Everything that must hold after a restart.
-fn check(seed: u64, oracle: &mut Oracle, recovered: &Recovered, wal: &Wal) {
-    assert_eq!(recovered.damage, [], "seed {seed}: nothing was damaged");
+fn check(seed: u64, faults: bool, oracle: &mut Oracle, recovered: &Recovered, wal: &Wal) {
     let (records, damage) = read_all(&wal.reader(), 1);
-    assert_eq!(damage, [], "seed {seed}: nothing was damaged");
+    for lost in recovered.damage.iter().chain(&damage) {
+        let promised = (lost.first_lsn..=lost.last_lsn).find(|lsn| !oracle.unpromised.contains(lsn));
+        assert!(
+            promised.is_none() && lost.last_lsn >= lost.first_lsn,
+            "seed {seed}: {lost:?}, but nothing was damaged"
+        );
+    }
     let found: BTreeMap<Lsn, u64> = records.iter().map(|r| (r.lsn, r.body.outgoing().id.number())).collect();
     assert_eq!(found.len(), records.len(), "seed {seed}: an LSN was read twice");
     let settled = &recovered.state.settled;
     for (&lsn, &number) in &oracle.acked {
         if settled.contains(lsn) {
             assert!(oracle.settled.contains(&lsn), "seed {seed}: {lsn} is settled and nobody said so");
-        } else {
+        } else if !oracle.unpromised.contains(&lsn) {
             assert_eq!(found.get(&lsn), Some(&number), "seed {seed}: {lsn} was acknowledged and is gone");
         }
     }
-    let last_acked = oracle.acked.keys().next_back().copied().unwrap_or(0);
+    let promised = oracle.acked.keys().filter(|lsn| !oracle.unpromised.contains(lsn));
+    let last_acked = promised.copied().max().unwrap_or(0);
     let mut pending: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     for record in &records {
         let (lsn, outgoing) = (record.lsn, record.body.outgoing());
@@ -145,12 +154,18 @@ fn check(seed: u64, oracle: &mut Oracle, recovered: &Recovered, wal: &Wal) {
     }
     let counted: BTreeMap<String, (u64, u64)> =
         recovered.state.routes.iter().map(|(r, p)| (r.destination.to_string(), (p.count, p.bytes))).collect();
-    assert_eq!(counted, pending, "seed {seed}: the counts are not those of the records");
+    let exact = recovered.damage.is_empty() && damage.is_empty();
+    assert!(
+        !exact || counted == pending,
+        "seed {seed}: the counts {counted:?} are not those of the records {pending:?}"
+    );
     assert!(recovered.next_lsn > last_acked, "seed {seed}: an acknowledged LSN would be used again");
     // A message whose append was never answered but is there counts as accepted from now on.
     for record in records.iter().filter(|record| !settled.contains(record.lsn)) {
         let number = record.body.outgoing().id.number();
-        oracle.acked.insert(record.lsn, number);
+        if oracle.acked.insert(record.lsn, number).is_none() && faults {
+            oracle.unpromised.insert(record.lsn);
+        }
         oracle.refused.remove(&(record.lsn, number));
     }
     // Settlements that were lost will be made again.
@@ -159,6 +174,9 @@ fn check(seed: u64, oracle: &mut Oracle, recovered: &Recovered, wal: &Wal) {
 
 /// Lives of a process, each ended by a kill or a power cut at any call, with a failing disk now and then.
 fn lives(seed: u64, faults: bool) {
+    if std::env::var("OUTLAST_SEED").is_ok_and(|only| only != seed.to_string()) {
+        return;
+    }
     let mut rng = fastrand::Rng::with_seed(seed);
     let mut storage = ModelStorage::new(seed);
     let mut oracle = Oracle::default();
@@ -170,7 +188,7 @@ fn lives(seed: u64, faults: bool) {
         let salt = Arc::new(move || salts.lock().expect("not poisoned").u64(..));
         let limits = Options { salt, ..limits.clone() };
         let (mut life, recovered) = Life::begin(&storage, limits, now).expect("opens");
-        check(seed, &mut oracle, &recovered, &life.wal);
+        check(seed, faults, &mut oracle, &recovered, &life.wal);
         if rng.bool() {
             life.wal.request(rng.u64(..200_000));
         }
@@ -204,7 +222,7 @@ fn lives(seed: u64, faults: bool) {
         }
     }
     let (life, recovered) = Life::begin(&storage, limits, now).expect("opens");
-    check(seed, &mut oracle, &recovered, &life.wal);
+    check(seed, faults, &mut oracle, &recovered, &life.wal);
 }
 
 #[test]

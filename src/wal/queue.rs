@@ -129,6 +129,8 @@ pub(super) struct Queue {
     pub next_lsn: Lsn,
     pub groups: VecDeque<Group>,
     pub controls: VecDeque<Settled>,
+    /// Settlements that would make more ranges than there may be; not merged with others.
+    pub deferred: Vec<Settled>,
     pub controls_since: Option<Instant>,
     /// Settlements ever submitted.
     pub submitted: u64,
@@ -148,6 +150,7 @@ impl Queue {
             next_lsn,
             groups: VecDeque::new(),
             controls: VecDeque::new(),
+            deferred: Vec::new(),
             controls_since: None,
             submitted: 0,
             rejected: Vec::new(),
@@ -164,7 +167,7 @@ impl Queue {
     }
 
     pub fn settlements(&self) -> usize {
-        self.controls.iter().map(Settled::lsns).sum()
+        self.controls.iter().chain(&self.deferred).map(Settled::lsns).sum()
     }
 
     /// Encodes a record into the last group, or into a new one if that would grow beyond `frame_bytes`.
@@ -265,8 +268,18 @@ pub(super) fn control_bound(settled: &Settled) -> u64 {
     (RECORD_HEADER + 12 + settled.ranges.len() * 16 + totals) as u64
 }
 
-/// Whether writing a settlement could make more ranges than there may be.
-pub(super) fn fits_ranges(settled: &Settled, set: &RangeSet, planned: usize, max: usize) -> bool {
-    let new = settled.ranges.iter().filter(|&&(first, last)| set.would_grow(first, last)).count();
-    new == 0 || set.len() + planned + new <= max
+/// Cuts a settlement into what may be written now and what has to wait, if `room` more ranges may be made.
+///
+/// Ranges that touch what is settled already make none, so they need not wait for company that does. What a cut
+/// settlement takes off the routes waits with the rest: a crash in between leaves a count too high until nothing is
+/// pending.
+pub(super) fn within(settled: Settled, set: &RangeSet, room: usize) -> (Option<Settled>, Option<Settled>) {
+    let grows = |range: &(Lsn, Lsn)| set.would_grow(range.0, range.1);
+    let new = settled.ranges.iter().filter(|range| grows(range)).count();
+    if new <= room {
+        return (Some(settled), None);
+    }
+    let (later, now): (Vec<_>, Vec<_>) = settled.ranges.into_iter().partition(grows);
+    let now = (!now.is_empty()).then(|| Settled { mark: settled.mark, ranges: now, totals: Vec::new() });
+    (now, Some(Settled { mark: settled.mark, ranges: later, totals: settled.totals }))
 }

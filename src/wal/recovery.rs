@@ -70,6 +70,10 @@ pub(super) fn recover(
         }
     }
     numbers.sort_unstable();
+    if !numbers.is_empty() {
+        // The process before may have died between a rename and the sync of the directory.
+        storage.sync_directory(directory).map_err(WalError::io("sync directory", directory))?;
+    }
     let mut walk = Walk::new(storage, directory, options);
     let mut chain = walk.load_chain(&numbers)?;
     let mut segments = BTreeMap::new();
