@@ -1,5 +1,5 @@
-//! The Kafka transport under the conformance suite: on a mock cluster that refuses batches, and on a real broker that is
-//! stopped and killed.
+//! The Kafka transport under the conformance suite: on a mock cluster that refuses batches, and on a real broker that
+//! hangs.
 
 #![cfg(all(feature = "kafka", feature = "testing"))]
 
@@ -125,21 +125,17 @@ impl Subject for Real {
 
     fn faults(&self) -> Vec<Fault> {
         let Some(server) = &self.server else { return Vec::new() };
-        let (a, b, c, d) = (Rc::clone(server), Rc::clone(server), Rc::clone(server), Rc::clone(server));
-        vec![
-            Fault {
-                name: "stopped",
-                lasts: Duration::from_secs(2),
-                inflict: Box::new(move || a.stop()),
-                mend: Box::new(move || b.cont()),
-            },
-            Fault {
-                name: "killed",
-                lasts: Duration::from_millis(100),
-                inflict: Box::new(move || c.kill()),
-                mend: Box::new(move || d.start()),
-            },
-        ]
+        let (stopped, continued) = (Rc::clone(server), Rc::clone(server));
+        // Not killed: a broker that starts after SIGKILL may have forgotten the producer's sequence numbers, and
+        // then takes the batch that was on the wire a second time, as new. That is a duplicate within the in-flight
+        // window, which the contract allows and the suite cannot tell from an invented one. What such a broker must
+        // hold is in `kafka_real.rs`.
+        vec![Fault {
+            name: "stopped",
+            lasts: Duration::from_secs(2),
+            inflict: Box::new(move || stopped.stop()),
+            mend: Box::new(move || continued.cont()),
+        }]
     }
 
     fn patience(&self) -> Duration {
@@ -155,9 +151,9 @@ fn a_real_broker_gets_what_was_handed_over() {
 }
 
 #[test]
-fn a_broker_that_is_stopped_and_killed_breaks_no_rule() {
+fn a_broker_that_hangs_breaks_no_rule() {
     let server = KafkaServer::up();
     let subject = Real { address: server.address().to_owned(), server: Some(Rc::new(server)) };
-    let seed = seed("a_broker_that_is_stopped_and_killed_breaks_no_rule");
+    let seed = seed("a_broker_that_hangs_breaks_no_rule");
     conformance::run(&subject, seed).unwrap_or_else(|violation| panic!("{violation}"));
 }
