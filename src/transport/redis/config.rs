@@ -167,12 +167,12 @@ impl RedisConfig {
         let form = "the form is redis://[user:password@]host[:port][/database][?stream=NAME]";
         let url =
             Url::parse(url).map_err(|error| StartError(format!("the Redis URL cannot be read ({error}); {form}")))?;
-        let mut config = Self::default();
-        config.tls = match url.scheme() {
+        let tls = match url.scheme() {
             "redis" => false,
             "rediss" => true,
             other => return Err(StartError(format!("{other:?} is no scheme of Redis; {form}, or rediss:// for TLS"))),
         };
+        let mut config = Self { tls, ..Self::default() };
         let host = url.host_str().filter(|host| !host.is_empty());
         let host = host.ok_or_else(|| StartError(format!("the Redis URL names no host; {form}")))?;
         config.host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
@@ -199,7 +199,7 @@ impl RedisConfig {
 
     fn set_option(&mut self, name: &str, value: &str) -> Result<(), StartError> {
         let wrong = |right: &str| StartError(format!("{name}={value:?} in the Redis URL: it wants {right}"));
-        let duration = || humantime_duration(value).ok_or_else(|| wrong("a duration in s or ms, such as 5s"));
+        let duration = || plain_duration(value).ok_or_else(|| wrong("a duration in s or ms, such as 5s"));
         match name {
             "stream" if value.is_empty() => return Err(wrong("a name")),
             "stream" => self.stream = Some(value.to_owned()),
@@ -278,7 +278,7 @@ fn decode(what: &str, text: &str) -> Result<String, StartError> {
 }
 
 /// Whole seconds or milliseconds; the configuration file knows more units.
-fn humantime_duration(text: &str) -> Option<Duration> {
+fn plain_duration(text: &str) -> Option<Duration> {
     if let Some(millis) = text.strip_suffix("ms") {
         return u64::from_str(millis).ok().map(Duration::from_millis);
     }

@@ -332,9 +332,10 @@ fn take_some(queue: &mut VecDeque<Handover>) -> Vec<Handover> {
 /// Returns when a transport without a connection has to end: it is closed, and owns nothing or its time is up.
 async fn must_end(shared: &Shared) {
     loop {
-        let intake = shared.lock();
-        let (deadline, owned) = (intake.deadline, intake.messages);
-        drop(intake);
+        let (deadline, owned) = {
+            let intake = shared.lock();
+            (intake.deadline, intake.messages)
+        };
         match deadline {
             Some(_) if owned == 0 => return,
             Some(_) => return sleep_until(deadline).await,
