@@ -153,7 +153,7 @@ fn caught(plant: fn(Arc<dyn Transport>) -> Arc<dyn Transport>) -> Violation {
 }
 
 fn every(nth: u64, handover: &Handover) -> bool {
-    handover.message.id.number() % nth == 0
+    handover.message.id.number().is_multiple_of(nth)
 }
 
 #[test]

@@ -5,17 +5,19 @@
 //! test did not ask for. Each [`Broker::transport`] has a worker thread of its own; all state is behind one lock,
 //! which is never held while a report is made or a monitor is called.
 
+mod worker;
+
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::fence::{self, Verdict};
-use super::{Class, Failure, Handover, Monitor, Outcome, Refused, Scope, StartError, Transport};
-use crate::message::{Body, Header, Lane, MessageId, Outgoing, Position, Route};
+use super::{Class, Failure, Handover, Monitor, Outcome, Scope, Transport};
+use crate::message::{Body, Header, MessageId, Outgoing, Position, Route};
+use worker::MemoryTransport;
 
 /// A broker in memory whose outages a test makes by itself.
 ///
@@ -122,7 +124,7 @@ impl Broker {
         let number = state.next_instance;
         state.next_instance += 1;
         drop(state);
-        Arc::new(MemoryTransport { shared: self.shared.clone(), number, worker: Mutex::new(None) })
+        Arc::new(MemoryTransport::new(self.shared.clone(), number))
     }
 
     /// Breaks all connections: what is owned fails, untouched by the broker; what is submitted is refused.
@@ -255,147 +257,6 @@ impl fmt::Debug for Broker {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.shared.lock();
         f.debug_struct("Broker").field("down", &state.down).field("delivered", &state.log.len()).finish_non_exhaustive()
-    }
-}
-
-/// One producer's connection to a [`Broker`].
-struct MemoryTransport {
-    shared: Arc<Shared>,
-    number: u64,
-    worker: Mutex<Option<JoinHandle<()>>>,
-}
-
-impl Transport for MemoryTransport {
-    fn start(&self, monitor: Monitor) -> Result<(), StartError> {
-        let instance = Instance { monitor: Some(monitor), ..Instance::default() };
-        self.shared.lock().instances.insert(self.number, instance);
-        let (shared, number) = (self.shared.clone(), self.number);
-        let worker = thread::Builder::new()
-            .name("outlast-memory".to_owned())
-            .spawn(move || shared.work(number))
-            .map_err(|error| StartError(format!("no thread for the broker in memory: {error}")))?;
-        *lock(&self.worker) = Some(worker);
-        Ok(())
-    }
-
-    fn partition(&self, message: &Outgoing) -> Option<i32> {
-        Some(self.shared.lock().partition_of(message))
-    }
-
-    fn submit(&self, handover: Handover) -> Result<(), Refused> {
-        let mut state = self.shared.lock();
-        if let Some(failure) = state.down.clone() {
-            return Err(Refused { handover, failure });
-        }
-        let capacity = state.capacity;
-        match state.instances.get_mut(&self.number) {
-            Some(instance) if instance.closing.is_none() && instance.queue.len() < capacity => {
-                instance.queue.push_back(handover);
-                drop(state);
-                self.shared.changed.notify_all();
-                Ok(())
-            }
-            found => {
-                let why = if found.is_some_and(|instance| instance.closing.is_none()) { "full" } else { "closed" };
-                let failure = Failure::new(Class::Transient, Scope::Transport, format!("the transport is {why}"));
-                Err(Refused { handover, failure: Arc::new(failure) })
-            }
-        }
-    }
-
-    fn close(&self, grace: Duration) {
-        self.shared.stop(self.number, grace);
-        let worker = lock(&self.worker).take();
-        if let Some(worker) = worker.filter(|worker| worker.thread().id() != thread::current().id()) {
-            // A worker that panicked (in somebody's recipient) has dropped its tickets, which reported.
-            let _ = worker.join();
-        }
-    }
-}
-
-impl Drop for MemoryTransport {
-    fn drop(&mut self) {
-        self.shared.stop(self.number, Duration::ZERO);
-    }
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
-    }
-
-    fn stop(&self, number: u64, grace: Duration) {
-        let deadline = Instant::now() + grace;
-        if let Some(instance) = self.lock().instances.get_mut(&number) {
-            instance.closing = Some(instance.closing.map_or(deadline, |earlier| earlier.min(deadline)));
-        }
-        self.changed.notify_all();
-    }
-
-    /// The life of an instance's worker.
-    fn work(&self, number: u64) {
-        {
-            let _announcing = lock(&self.announcing);
-            let state = self.lock();
-            let (monitor, down) = (state.instances.get(&number).and_then(|i| i.monitor.clone()), state.down.clone());
-            drop(state);
-            monitor.inspect(|monitor| tell(monitor, down));
-        }
-        while let Some(verdicts) = self.next_verdicts(number) {
-            self.changed.notify_all();
-            fence::report(verdicts, |lanes| self.sweep(number, lanes));
-        }
-    }
-
-    /// Waits for something to decide and decides it; `None` when the instance has ended.
-    fn next_verdicts(&self, number: u64) -> Option<Vec<Verdict>> {
-        let mut state = self.lock();
-        let mut due = None;
-        loop {
-            let (down, paused, latency) = (state.down.clone(), state.paused, state.latency);
-            let instance = state.instances.get_mut(&number)?;
-            let mut wait_until = instance.closing;
-            if instance.queue.is_empty() {
-                if instance.closing.is_some() {
-                    state.instances.remove(&number);
-                    return None;
-                }
-            } else if let Some(failure) = down {
-                return Some(instance.fail_all(&failure));
-            } else if instance.closing.is_some_and(|deadline| deadline <= Instant::now()) {
-                let failure = Failure::new(Class::Transient, Scope::Transport, "the producer was closed");
-                return Some(instance.fail_all(&Arc::new(failure)));
-            } else if !paused {
-                let due = *due.get_or_insert_with(|| Instant::now() + latency);
-                if due <= Instant::now() {
-                    return Some(state.decide(number));
-                }
-                wait_until = Some(wait_until.map_or(due, |closing| closing.min(due)));
-            }
-            state = match wait_until {
-                None => self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
-                Some(until) => {
-                    let left = until.saturating_duration_since(Instant::now());
-                    self.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0
-                }
-            };
-        }
-    }
-
-    fn sweep(&self, number: u64, lanes: &HashSet<Lane>) -> Vec<Handover> {
-        let mut state = self.lock();
-        let Some(instance) = state.instances.get_mut(&number) else { return Vec::new() };
-        let concerned = |handover: &Handover| handover.message.lane.is_some_and(|lane| lanes.contains(&lane));
-        let (swept, kept) = instance.queue.drain(..).partition(concerned);
-        instance.queue = kept;
-        Vec::from(swept)
-    }
-}
-
-impl Instance {
-    fn fail_all(&mut self, failure: &Arc<Failure>) -> Vec<Verdict> {
-        let failed = || Outcome::Failed { failure: failure.clone(), possibly_delivered: false };
-        self.queue.drain(..).map(|handover| (handover, failed())).collect()
     }
 }
 

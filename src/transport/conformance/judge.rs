@@ -144,3 +144,22 @@ fn first_appends_in_order(sent: &HashMap<MessageId, &Outgoing>, entries: &[Entry
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::{Message, Route};
+
+    /// No transport can be written that reports twice (a ticket is used up), so the notes are made by hand.
+    #[test]
+    fn a_second_report_is_found() {
+        let route = Route { transport: "t".into(), destination: "d".into() };
+        let id = MessageId::new(1, 1);
+        let message = Arc::new(Outgoing { id, route, lane: None, timestamp: 0, message: Message::to("d") });
+        let report = |tick| (tick, Outcome::Delivered(Position::Offset { partition: 0, offset: tick as i64 }));
+        let attempt = |reports| Attempt { message: message.clone(), submitted: 1, reports };
+        assert_eq!(one_report_each(&[attempt(vec![report(2)])]), Ok(()));
+        let twice = one_report_each(&[attempt(vec![report(2), report(3)])]);
+        assert_eq!(twice, Err(Violation::ReportedTwice { id }));
+    }
+}

@@ -1,7 +1,7 @@
 use std::sync::mpsc;
 
 use super::*;
-use crate::message::Message;
+use crate::message::{Lane, Message};
 use crate::transport::{Availability, Recipient, Ticket};
 
 const PATIENCE: Duration = Duration::from_secs(10);

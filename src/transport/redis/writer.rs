@@ -332,9 +332,10 @@ fn take_some(queue: &mut VecDeque<Handover>) -> Vec<Handover> {
 /// Returns when a transport without a connection has to end: it is closed, and owns nothing or its time is up.
 async fn must_end(shared: &Shared) {
     loop {
-        let intake = shared.lock();
-        let (deadline, owned) = (intake.deadline, intake.messages);
-        drop(intake);
+        let (deadline, owned) = {
+            let intake = shared.lock();
+            (intake.deadline, intake.messages)
+        };
         match deadline {
             Some(_) if owned == 0 => return,
             Some(_) => return sleep_until(deadline).await,
@@ -360,6 +361,47 @@ fn pause(class: Class, attempt: u32, cap: Duration) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::{Message, MessageId, Outgoing, Route};
+    use crate::transport::{Recipient, Ticket};
+
+    struct Deaf;
+
+    impl Recipient for Deaf {
+        fn report(self: Arc<Self>, _: Outcome) {}
+    }
+
+    fn queue(sizes: impl IntoIterator<Item = (usize, bool)>) -> VecDeque<Handover> {
+        let handover = |(size, alone)| {
+            let route = Route { transport: "redis".into(), destination: "s".into() };
+            let message = Message::to("s").payload(vec![0; size]);
+            let outgoing = Outgoing { id: MessageId::new(1, 1), route, lane: None, timestamp: 0, message };
+            Handover { message: Arc::new(outgoing), alone, ticket: Ticket::new(Arc::new(Deaf)) }
+        };
+        sizes.into_iter().map(handover).collect()
+    }
+
+    fn units(mut queue: VecDeque<Handover>) -> Vec<usize> {
+        std::iter::from_fn(|| Some(take_some(&mut queue).len()).filter(|taken| *taken > 0)).collect()
+    }
+
+    #[test]
+    fn a_unit_is_bounded_and_a_message_to_be_judged_alone_has_one_of_its_own() {
+        assert_eq!(units(queue((0..600).map(|_| (1, false)))), [256, 256, 88]);
+        assert_eq!(units(queue([(1, false), (UNIT_BYTES, false), (2 * UNIT_BYTES, false), (1, false)])), [1, 1, 1, 1]);
+        assert_eq!(units(queue([false, false, true, true, false].map(|alone| (1, alone)))), [2, 1, 1, 1]);
+    }
+
+    #[test]
+    fn a_stream_has_one_ordered_unit_outstanding_and_a_few_without_order() {
+        let (ordered, free) = (queue([(1, false); 300]), queue([(1, false); 2000]));
+        let mut stream = Stream { ordered, free, ..Stream::default() };
+        let units: Vec<_> = std::iter::from_fn(|| stream.next_unit()).collect();
+        let kinds: Vec<_> = units.iter().map(|unit| (unit.ordered, unit.messages.len())).collect();
+        assert_eq!(kinds, [(true, 256), (false, 256), (false, 256), (false, 256), (false, 256)]);
+        stream.returned(&units[0]);
+        assert_eq!(stream.next_unit().map(|unit| (unit.ordered, unit.messages.len())), Some((true, 44)));
+        assert!(stream.next_unit().is_none() && !stream.is_idle());
+    }
 
     #[test]
     fn pauses_grow_to_the_cap_and_a_held_connection_begins_there() {
