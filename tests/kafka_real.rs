@@ -165,7 +165,7 @@ fn a_stopped_broker_is_told_and_close_keeps_its_grace() {
 #[test]
 fn oversized_messages_are_sorted_out_and_the_rest_keeps_its_order() {
     fn payload(number: u64) -> Vec<u8> {
-        let blanks = if number % 50 == 0 { 3_000 } else { 0 };
+        let blanks = if number.is_multiple_of(50) { 3_000 } else { 0 };
         let mut payload = number.to_string().into_bytes();
         payload.resize(payload.len() + blanks, b' ');
         payload
