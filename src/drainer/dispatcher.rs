@@ -245,7 +245,6 @@ impl Dispatcher {
     pub(super) fn report(self: &Arc<Self>, entry: &Arc<Entry>, outcome: Outcome) {
         {
             let mut slot = self.slot(entry.slot);
-            slot.remove(entry);
             let partition = {
                 let mut state = entry.state();
                 state.phase = Phase::Idle;
@@ -258,6 +257,8 @@ impl Dispatcher {
                     self.failed(&mut slot, entry, &failure, possibly_delivered);
                 }
             }
+            // Only now: where it stood says which messages of its lane are stored before it.
+            slot.remove(entry);
             if let Some(lane) = entry.lane() {
                 slot.reopen(lane);
             }
@@ -334,9 +335,9 @@ impl Dispatcher {
         let Err(failure) = self.submit(entry) else { return };
         lock(&self.window).leave(self.load(entry, partition));
         entry.state().phase = Phase::Idle;
-        slot.remove(entry);
         self.post_first_failure(entry, partition, &failure);
         self.store(slot, entry);
+        slot.remove(entry);
     }
 
     fn submit(&self, entry: &Arc<Entry>) -> Result<(), Arc<Failure>> {
