@@ -69,7 +69,7 @@ pub enum Attempt {
     /// The transport owns it.
     Owned,
     /// There is no room now; a report will make some.
-    NoRoom(Full),
+    NoRoom,
     /// Something of its lane failed and the drainer has not read of it yet, or the lane waits for reports.
     Later,
     /// The transport did not take it.
@@ -454,14 +454,14 @@ impl Dispatcher {
         let partition = again.message.message.partition.or_else(|| self.transport.partition(&again.message));
         let entry = Entry::stored(self, Arc::clone(&again.message), again.lsn, again.alone);
         let mut slot = self.slot(entry.slot);
-        if let Some(lane) = entry.lane() {
-            if slot.returning > 0 || slot.is_closed(lane) || (again.alone && slot.owns(lane)) {
-                return Attempt::Later;
-            }
+        if let Some(lane) = entry.lane()
+            && (slot.returning > 0 || slot.is_closed(lane) || (again.alone && slot.owns(lane)))
+        {
+            return Attempt::Later;
         }
         let load = self.load(&entry, partition);
-        if let Err(full) = lock(&self.window).enter(load) {
-            return Attempt::NoRoom(full);
+        if lock(&self.window).enter(load).is_err() {
+            return Attempt::NoRoom;
         }
         {
             let mut state = entry.state();
