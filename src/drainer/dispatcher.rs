@@ -247,7 +247,6 @@ impl Dispatcher {
     pub(super) fn report(self: &Arc<Self>, entry: &Arc<Entry>, outcome: Outcome) {
         {
             let mut slot = self.slot(entry.slot);
-            slot.remove(entry);
             let partition = {
                 let mut state = entry.state();
                 state.phase = Phase::Idle;
@@ -260,6 +259,8 @@ impl Dispatcher {
                     self.failed(&mut slot, entry, &failure, possibly_delivered);
                 }
             }
+            // Only now: where it stood says which messages of its lane are stored before it.
+            slot.remove(entry);
             if let Some(lane) = entry.lane() {
                 slot.reopen(lane);
             }
@@ -342,9 +343,9 @@ impl Dispatcher {
             return false;
         }
         entry.state().phase = Phase::Idle;
-        slot.remove(entry);
         self.post_first_failure(entry, partition, &failure);
         self.store(slot, entry);
+        slot.remove(entry);
         true
     }
 
