@@ -27,7 +27,7 @@ pub struct Options {
     /// How long a settlement's frame waits to be synced. Default 1 s.
     pub control_sync: Duration,
     /// Ranges of settled LSNs beyond the prefix, at most: a settlement that would make more waits in memory. Default
-    /// 1,048,576, and no more than an eighth of a segment has room for.
+    /// 1,048,576, and no more than a quarter of a segment has room for.
     pub max_ranges: usize,
     /// The outbox; a segment of another one is refused.
     pub outbox: [u8; 16],
@@ -85,14 +85,27 @@ impl Options {
             return wrong("record_bytes", "from 4096 to a quarter of a segment");
         }
         if self.max_ranges > most_ranges(self.segment_bytes) {
-            return wrong("max_ranges", "no more than an eighth of a segment has room for, at 16 bytes each");
+            return wrong("max_ranges", "no more than a quarter of a segment has room for, at 16 bytes each");
         }
         Ok(())
     }
 }
 
-/// A range takes 16 bytes of a checkpoint; an eighth of a segment for them leaves room for the rest of the checkpoint
+/// A range takes 16 bytes of a checkpoint; a quarter of a segment for them leaves room for the rest of the checkpoint
 /// and for the largest frame.
 fn most_ranges(segment_bytes: u32) -> usize {
-    segment_bytes as usize / 8 / 16
+    segment_bytes as usize / 4 / 16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_within_their_bounds_for_every_size_of_segment() {
+        assert!(Options::new([0; 16], 1).check().is_ok());
+        for bytes in [32 << 10, 64 << 10, 1 << 20, 64 << 20, 1 << 30] {
+            assert!(Options::new([0; 16], 1).with_segment_bytes(bytes).check().is_ok(), "{bytes}");
+        }
+    }
 }
