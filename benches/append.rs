@@ -37,7 +37,8 @@ fn options() -> Options {
 }
 
 /// Appends groups and settles them. With `ahead` one gathers while the one before is on its way, as the log is made
-/// for; without, each waits for the one before, and the log, which waits for nobody, syncs the first of its messages alone.
+/// for; without, each waits for the one before. How many messages share a sync depends on timing: see
+/// [`messages_a_frame`].
 fn append(wal: &Wal, messages: &[Outgoing], groups: usize, ahead: bool) -> Duration {
     let route = messages[0].route.clone();
     let bytes = messages.iter().map(|outgoing| outgoing.message.size() as u64).sum();
