@@ -197,7 +197,8 @@ fn redis(runtime: &Runtime, address: &str, count: usize, rounds: usize) {
 }
 
 fn main() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
     let (count, rounds) = (number("OUTLAST_BENCH_MESSAGES", 100_000), number("OUTLAST_BENCH_ROUNDS", 5));
     match std::env::var("OUTLAST_TEST_KAFKA") {
         Ok(brokers) => kafka(&runtime, &brokers, count, rounds),

@@ -22,7 +22,7 @@ use crate::message::{Lane, Outgoing, Position, Route};
 use crate::outbox::{AppendResult, Outbox, Reservation};
 use crate::receipt::Fate;
 use crate::stats::Event;
-use crate::transport::{Failure, Handover, Outcome, Ticket, Transport};
+use crate::transport::{Class, Failure, Handover, Outcome, Scope, Ticket, Transport};
 use crate::wal::{Lsn, Mark};
 
 /// Fewer watchers than this are not worth a sweep.
@@ -236,7 +236,9 @@ impl Dispatcher {
         } else {
             slot.push(&entry);
             self.busy.mark(entry.slot);
-            self.hand_over(&mut slot, &entry);
+            if !self.hand_over(&mut slot, &entry) {
+                lock(&self.waiting).push_back(entry.slot);
+            }
         }
         verdict
     }
@@ -329,15 +331,22 @@ impl Dispatcher {
     }
 
     /// Hands a first attempt to the transport. The slot has it in play, the window counts it.
-    fn hand_over(self: &Arc<Self>, slot: &mut Slot, entry: &Arc<Entry>) {
+    ///
+    /// False: its partition owns as much as the transport lets it, so it goes on waiting.
+    fn hand_over(self: &Arc<Self>, slot: &mut Slot, entry: &Arc<Entry>) -> bool {
         entry.state().phase = Phase::Owned;
         let partition = entry.state().partition;
-        let Err(failure) = self.submit(entry) else { return };
+        let Err(failure) = self.submit(entry) else { return true };
         lock(&self.window).leave(self.load(entry, partition));
+        if is_share_full(&failure) {
+            entry.state().phase = Phase::Waiting;
+            return false;
+        }
         entry.state().phase = Phase::Idle;
         self.post_first_failure(entry, partition, &failure);
         self.store(slot, entry);
         slot.remove(entry);
+        true
     }
 
     fn submit(&self, entry: &Arc<Entry>) -> Result<(), Arc<Failure>> {
@@ -474,6 +483,9 @@ impl Dispatcher {
             lock(&self.window).leave(load);
             lock(&self.owned).remove(&again.lsn);
             slot.remove(&entry);
+            if is_share_full(&failure) && partition.is_some_and(|it| self.owned_of_partition(entry.route, it) > 0) {
+                return Attempt::NoRoom;
+            }
             return Attempt::Refused(failure);
         }
         if let Some(lane) = entry.lane() {
@@ -566,7 +578,9 @@ impl Dispatcher {
                     continue;
                 }
             }
-            self.hand_over(&mut slot, &entry);
+            if !self.hand_over(&mut slot, &entry) {
+                without_room.push(index);
+            }
         }
         if !without_room.is_empty() {
             let mut waiting = lock(&self.waiting);
@@ -590,6 +604,11 @@ impl Dispatcher {
 /// The hash of a route, as blocks and ledger use it.
 pub fn route_hash(route: &Route) -> u64 {
     Lane::of(route, None).hash() as u64
+}
+
+/// Whether a transport refused a message only because its partition owns as much as it may: a report makes room.
+fn is_share_full(failure: &Failure) -> bool {
+    failure.class == Class::Transient && matches!(failure.scope, Scope::Partition(_))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

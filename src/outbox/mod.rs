@@ -191,7 +191,7 @@ impl Outbox {
             settling: Mutex::new(Settling::recovered(recovered.state.settled)),
             space: Space::new(u64::from(options.segment_bytes) / 2),
             numbers: AtomicU64::new(1),
-            set_aside: AtomicU64::new(0),
+            set_aside: AtomicU64::new(damaged::count(directory.paths())),
             directory,
             incarnation,
             wal,
