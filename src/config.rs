@@ -30,10 +30,6 @@ pub const MAX_BYTES: u64 = 16 << 30;
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 /// Headers of one message.
 pub const MAX_HEADERS: usize = 1_000;
-/// The ledger's cache: sled's own default is 1 GiB.
-pub const LEDGER_CACHE_BYTES: u64 = 16 << 20;
-/// How long `close` waits for what is in flight before it stores the rest.
-pub const CLOSE_GRACE: Duration = Duration::from_secs(10);
 /// Messages one partition may own, so that a leaderless one does not fill the window for all.
 pub const PARTITION_MESSAGES: usize = 2_000;
 /// Bytes one partition may own.
@@ -232,7 +228,7 @@ impl Config {
         must(self.max_attempts != Some(0), &|| "max_attempts: at least 1; leave it out for no limit".into());
         must(self.drain_rate != Some(0), &|| "drain_rate: at least 1; leave it out for no limit".into());
         let segment = self.segment_bytes;
-        must((64 << 10..=1 << 30).contains(&segment) && segment % 4096 == 0, &|| {
+        must((64 << 10..=1 << 30).contains(&segment) && segment.is_multiple_of(4096), &|| {
             format!("segment_bytes: {segment} is not a multiple of 4096 between 64 KiB and 1 GiB")
         });
         must(self.redelivery_window > self.window_messages, &|| {

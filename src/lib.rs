@@ -18,6 +18,9 @@ pub mod testing;
 pub mod transport;
 mod wal;
 
+#[doc = include_str!("wal/FORMAT.md")]
+pub mod format {}
+
 #[doc(hidden)]
 pub mod internals {
     //! For the project's own tests, benchmarks and fuzz targets; no part of the public interface.

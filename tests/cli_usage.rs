@@ -81,7 +81,7 @@ fn a_password_never_shows() {
         (format!("redis://user:{CANARY}@127.0.0.1:1?strem=orders"), 2),
         (format!("redis://user:{CANARY}@127.0.0.1:port?stream=orders"), 2),
         (format!("rdis://user:{CANARY}@127.0.0.1:1?stream=orders"), 2),
-        (format!("kafka://127.0.0.1:1/orders?sasl.mechanism=PLAIN&sasl.username=u&sasl.password={CANARY}"), 3),
+        (format!("kafka://127.0.0.1:1/orders?security.protocol=sasl_plaintext&sasl.mechanism=PLAIN&sasl.username=u&sasl.password={CANARY}"), 3),
     ];
     for (url, code) in urls {
         let args = ["produce", "--drain-timeout", "1s", "--to", &url, "--outbox", outbox.to_str().unwrap()];
@@ -138,7 +138,7 @@ fn an_outbox_that_is_no_directory_of_ours_is_refused_and_left_alone() {
     std::fs::write(&file, b"not an outbox").unwrap();
     std::fs::create_dir(&real).unwrap();
     std::os::unix::fs::symlink(&real, &link).unwrap();
-    let mut refused = vec![(file.clone(), "directory"), (link, "symlink")];
+    let mut refused = vec![(file.clone(), "directory"), (link, "symbolic link")];
     let foreign = dir.path().join("foreign");
     std::fs::create_dir(&foreign).unwrap();
     // Only root can give a directory away; anybody else finds one of root's.

@@ -9,12 +9,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules at the crate's root and their floors.
-const FLOORS: [(&str, u32); 14] = [
+const FLOORS: [(&str, u32); 16] = [
     ("message", 0),
     ("error", 0),
     ("config", 0),
     ("stats", 0),
     ("clock", 0),
+    ("failure", 0),
+    ("receipt", 0),
     ("wal", 1),
     ("outbox", 2),
     ("schedule", 2),

@@ -165,7 +165,7 @@ fn a_stopped_broker_is_told_and_close_keeps_its_grace() {
 #[test]
 fn oversized_messages_are_sorted_out_and_the_rest_keeps_its_order() {
     fn payload(number: u64) -> Vec<u8> {
-        let blanks = if number % 50 == 0 { 3_000 } else { 0 };
+        let blanks = if number.is_multiple_of(50) { 3_000 } else { 0 };
         let mut payload = number.to_string().into_bytes();
         payload.resize(payload.len() + blanks, b' ');
         payload
@@ -182,7 +182,7 @@ fn oversized_messages_are_sorted_out_and_the_rest_keeps_its_order() {
     let expected = lanes.expected();
     let count = expected.values().map(Vec::len).sum();
     assert!(lanes.dead() > 0, "no message was large");
-    assert!(expected.values().flatten().all(|number| number % 50 != 0), "a large one was taken");
+    assert!(expected.values().flatten().all(|number| !number.is_multiple_of(50)), "a large one was taken");
     rig.transport.close(Duration::from_secs(5));
     assert_eq!(assert_ordered(&read(&broker, &topic, 2, count)), expected);
 }

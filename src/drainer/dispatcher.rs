@@ -22,7 +22,7 @@ use crate::message::{Lane, Outgoing, Position, Route};
 use crate::outbox::{AppendResult, Outbox, Reservation};
 use crate::receipt::Fate;
 use crate::stats::Event;
-use crate::transport::{Failure, Handover, Outcome, Ticket, Transport};
+use crate::transport::{Class, Failure, Handover, Outcome, Scope, Ticket, Transport};
 use crate::wal::{Lsn, Mark};
 
 /// Fewer watchers than this are not worth a sweep.
@@ -69,7 +69,7 @@ pub enum Attempt {
     /// The transport owns it.
     Owned,
     /// There is no room now; a report will make some.
-    NoRoom(Full),
+    NoRoom,
     /// Something of its lane failed and the drainer has not read of it yet, or the lane waits for reports.
     Later,
     /// The transport did not take it.
@@ -236,7 +236,9 @@ impl Dispatcher {
         } else {
             slot.push(&entry);
             self.busy.mark(entry.slot);
-            self.hand_over(&mut slot, &entry);
+            if !self.hand_over(&mut slot, &entry) {
+                lock(&self.waiting).push_back(entry.slot);
+            }
         }
         verdict
     }
@@ -245,7 +247,6 @@ impl Dispatcher {
     pub(super) fn report(self: &Arc<Self>, entry: &Arc<Entry>, outcome: Outcome) {
         {
             let mut slot = self.slot(entry.slot);
-            slot.remove(entry);
             let partition = {
                 let mut state = entry.state();
                 state.phase = Phase::Idle;
@@ -258,6 +259,8 @@ impl Dispatcher {
                     self.failed(&mut slot, entry, &failure, possibly_delivered);
                 }
             }
+            // Only now: where it stood says which messages of its lane are stored before it.
+            slot.remove(entry);
             if let Some(lane) = entry.lane() {
                 slot.reopen(lane);
             }
@@ -328,15 +331,22 @@ impl Dispatcher {
     }
 
     /// Hands a first attempt to the transport. The slot has it in play, the window counts it.
-    fn hand_over(self: &Arc<Self>, slot: &mut Slot, entry: &Arc<Entry>) {
+    ///
+    /// False: its partition owns as much as the transport lets it, so it goes on waiting.
+    fn hand_over(self: &Arc<Self>, slot: &mut Slot, entry: &Arc<Entry>) -> bool {
         entry.state().phase = Phase::Owned;
         let partition = entry.state().partition;
-        let Err(failure) = self.submit(entry) else { return };
+        let Err(failure) = self.submit(entry) else { return true };
         lock(&self.window).leave(self.load(entry, partition));
+        if is_share_full(&failure) {
+            entry.state().phase = Phase::Waiting;
+            return false;
+        }
         entry.state().phase = Phase::Idle;
-        slot.remove(entry);
         self.post_first_failure(entry, partition, &failure);
         self.store(slot, entry);
+        slot.remove(entry);
+        true
     }
 
     fn submit(&self, entry: &Arc<Entry>) -> Result<(), Arc<Failure>> {
@@ -453,14 +463,14 @@ impl Dispatcher {
         let partition = again.message.message.partition.or_else(|| self.transport.partition(&again.message));
         let entry = Entry::stored(self, Arc::clone(&again.message), again.lsn, again.alone);
         let mut slot = self.slot(entry.slot);
-        if let Some(lane) = entry.lane() {
-            if slot.returning > 0 || slot.is_closed(lane) || (again.alone && slot.owns(lane)) {
-                return Attempt::Later;
-            }
+        if let Some(lane) = entry.lane()
+            && (slot.returning > 0 || slot.is_closed(lane) || (again.alone && slot.owns(lane)))
+        {
+            return Attempt::Later;
         }
         let load = self.load(&entry, partition);
-        if let Err(full) = lock(&self.window).enter(load) {
-            return Attempt::NoRoom(full);
+        if lock(&self.window).enter(load).is_err() {
+            return Attempt::NoRoom;
         }
         {
             let mut state = entry.state();
@@ -473,6 +483,9 @@ impl Dispatcher {
             lock(&self.window).leave(load);
             lock(&self.owned).remove(&again.lsn);
             slot.remove(&entry);
+            if is_share_full(&failure) && partition.is_some_and(|it| self.owned_of_partition(entry.route, it) > 0) {
+                return Attempt::NoRoom;
+            }
             return Attempt::Refused(failure);
         }
         if let Some(lane) = entry.lane() {
@@ -565,7 +578,9 @@ impl Dispatcher {
                     continue;
                 }
             }
-            self.hand_over(&mut slot, &entry);
+            if !self.hand_over(&mut slot, &entry) {
+                without_room.push(index);
+            }
         }
         if !without_room.is_empty() {
             let mut waiting = lock(&self.waiting);
@@ -589,6 +604,11 @@ impl Dispatcher {
 /// The hash of a route, as blocks and ledger use it.
 pub fn route_hash(route: &Route) -> u64 {
     Lane::of(route, None).hash() as u64
+}
+
+/// Whether a transport refused a message only because its partition owns as much as it may: a report makes room.
+fn is_share_full(failure: &Failure) -> bool {
+    failure.class == Class::Transient && matches!(failure.scope, Scope::Partition(_))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -32,7 +32,8 @@ const RECORD_RETRY: Duration = Duration::from_millis(20);
 const PROBE_RETRY: Duration = Duration::from_millis(50);
 /// How long what a blocked transport or partition owns is waited for, before it is looked again.
 const OWNED_RETRY: Duration = Duration::from_secs(1);
-/// Rows the ledger is given of one block; what is skipped beyond is read back from the log.
+/// Rows the ledger holds at a time; what is skipped beyond is read back from the log. sled keeps some 50 to 100 bytes
+/// of memory a row, whatever its cache is set to.
 const INDEXED: u64 = 100_000;
 /// A run of the log that the ledger knows the place of.
 const RUN_BYTES: u64 = 64 << 10;
@@ -90,6 +91,7 @@ pub struct Drain {
     pub(super) view_changed: bool,
     catch_ups: HashMap<BlockKey, CatchUp>,
     unindexed: Unindexed,
+    rows: u64,
     ledger_generation: u64,
     rate: Option<Rate>,
     scan: Scan,
@@ -129,6 +131,7 @@ impl Drain {
             view_changed: false,
             catch_ups: HashMap::new(),
             unindexed: Unindexed::default(),
+            rows: 0,
             ledger_generation: outbox.ledger().generation(),
             scan: outbox.scan(first),
             frame: VecDeque::new(),
@@ -228,11 +231,11 @@ impl Drain {
     fn probe(&mut self, now: Instant) -> Result<(), Halt> {
         for _ in 0..BATCH {
             let Some(key) = self.blocks.due(now) else { return Ok(()) };
-            if let BlockKey::Partition(route, partition) = key {
-                if self.dispatcher.owned_of_partition(route, partition) > 0 {
-                    self.blocks.set_state(key, BlockState::Waiting(now + OWNED_RETRY));
-                    continue;
-                }
+            if let BlockKey::Partition(route, partition) = key
+                && self.dispatcher.owned_of_partition(route, partition) > 0
+            {
+                self.blocks.set_state(key, BlockState::Waiting(now + OWNED_RETRY));
+                continue;
             }
             self.catch_ups.remove(&key);
             let Some(skipped) = self.next_skipped(key, now)? else {
@@ -330,15 +333,17 @@ impl Drain {
     fn end_backlog(&mut self) {
         if std::mem::take(&mut self.backlog) {
             self.dispatcher.gate().backlog_passed();
+            // What the ledger forgot before this start has been walked, and so is known again.
+            self.dispatcher.outbox().ledger().rebuilt(self.ledger_generation);
         }
     }
 
     /// Reads the next frame. False: everything durable was read.
     fn read_frame(&mut self, now: Instant) -> Result<bool, Halt> {
-        if let Some((_, at)) = self.read_error {
-            if at > now {
-                return Err(Halt::Until(at));
-            }
+        if let Some((_, at)) = self.read_error
+            && at > now
+        {
+            return Err(Halt::Until(at));
         }
         let outbox = Arc::clone(self.dispatcher.outbox());
         if outbox.too_scattered() {
@@ -390,21 +395,21 @@ impl Drain {
             self.dispatcher.outbox().flush_settlements();
             return Err(Halt::Until(now + RECORD_RETRY));
         }
-        if let Some(rate) = &mut self.rate {
-            if rate.take(1, now) == 0 {
-                let wait = rate.wait(now);
-                return Err(Halt::Until(now + wait));
-            }
+        if let Some(rate) = &mut self.rate
+            && rate.take(1, now) == 0
+        {
+            let wait = rate.wait(now);
+            return Err(Halt::Until(now + wait));
         }
         let attempt = self.dispatcher.again(again);
-        if !matches!(attempt, Attempt::Owned) {
-            if let Some(rate) = &mut self.rate {
-                rate.give_back(1);
-            }
+        if !matches!(attempt, Attempt::Owned)
+            && let Some(rate) = &mut self.rate
+        {
+            rate.give_back(1);
         }
         match attempt {
             Attempt::Owned => Ok(()),
-            Attempt::NoRoom(_) => Err(Halt::Wait),
+            Attempt::NoRoom => Err(Halt::Wait),
             // Something of the lane failed: the mail says what, or will, and rings.
             Attempt::Later => Err(Halt::Wait),
             Attempt::Refused(failure) => {
@@ -434,13 +439,14 @@ impl Drain {
 
     /// Passes a message over.
     fn park(&mut self, key: BlockKey, lsn: Lsn, place: Option<Place>, message: &Outgoing) {
-        let waiting = self.blocks.get(key).map_or(0, |block| block.waiting);
         let route = self.dispatcher.route_hash(&message.route);
         let row = ParkedKey { route, lane: lane_or_own(message, lsn).hash(), lsn };
         let place = place.unwrap_or(Place { segment: 0, offset: 0, index: 0 });
         let parked = ParkedRow { segment: place.segment, offset: place.offset, index: place.index, partition: -1 };
-        let indexed = waiting < INDEXED && !self.unindexed.contains(key);
-        if !(indexed && self.dispatcher.outbox().ledger().park(row, parked)) {
+        let indexed = self.rows < INDEXED && !self.unindexed.contains(key);
+        if indexed && self.dispatcher.outbox().ledger().park(row, parked) {
+            self.rows += 1;
+        } else {
             self.unindexed.add(key);
         }
         self.note_skipped(key, lsn);
@@ -454,9 +460,10 @@ impl Drain {
         self.view_changed = true;
     }
 
-    fn forget_row(&self, row: Option<ParkedKey>) {
+    fn forget_row(&mut self, row: Option<ParkedKey>) {
         if let Some(row) = row {
             self.dispatcher.outbox().ledger().unpark(row);
+            self.rows = self.rows.saturating_sub(1);
         }
     }
 
@@ -553,10 +560,15 @@ impl Drain {
             return;
         }
         self.ledger_generation = generation;
+        self.rows = 0;
         let keys: Vec<BlockKey> = self.blocks.iter().map(|(key, _)| key).collect();
         for key in keys {
             self.unindexed.add(key);
             self.catch_ups.remove(&key);
+        }
+        if !self.backlog {
+            // Of what comes from here on it has every row; what came before is read from the log.
+            self.dispatcher.outbox().ledger().rebuilt(generation);
         }
     }
 
@@ -565,11 +577,6 @@ impl Drain {
             return None;
         }
         self.blocks.next_due()
-    }
-
-    /// Messages that failed and wait in memory.
-    pub fn returned(&self) -> usize {
-        self.returned.len()
     }
 
     /// Counts a dead letter.

@@ -37,7 +37,8 @@ pub fn start(dispatcher: &Arc<Dispatcher>, options: DrainOptions) -> io::Result<
     std::thread::Builder::new().name(format!("outlast-drain-{}", dispatcher.name())).spawn(move || {
         let mut drain = Drain::new(Arc::clone(&dispatcher), options);
         drain.remember();
-        let mut viewed = Instant::now();
+        // Long enough ago that the first change is told at once.
+        let mut viewed = Instant::now().checked_sub(VIEW_EVERY).unwrap_or_else(Instant::now);
         loop {
             let now = Instant::now();
             let Some(progress) = drain.tick(now) else { return };

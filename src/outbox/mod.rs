@@ -25,14 +25,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 pub use directory::{Directory, DirectoryError, DirectoryOptions, Inspected, Paths};
-pub use identity::OutboxId;
 pub use ledger::{LedgerHealth, LedgerState};
-pub use lock::Holder;
 pub use scan::{Scan, ScanError, Scanned};
 pub use space::{NoRoom, Reservation, Share};
-pub use status::{
-    Blocked, LedgerStatus, Lifecycle, RouteStatus, Status, StatusError, StatusFile, Tally, TransportStatus,
-};
+pub use status::{Blocked, LedgerStatus, Lifecycle, RouteStatus, Status, StatusFile, Tally, TransportStatus};
 
 use ledger::{Ledger, LedgerOptions};
 use settling::Settling;
@@ -120,8 +116,6 @@ pub struct Snapshot {
     pub storage: Option<String>,
     /// The ledger's health.
     pub ledger: LedgerHealth,
-    /// Bytes reserved for first attempts.
-    pub reserved: u64,
 }
 
 /// Messages that are not lost.
@@ -152,6 +146,9 @@ impl Outbox {
     pub fn open(options: &OutboxOptions) -> Result<Self, OutboxError> {
         let directory_options = DirectoryOptions { lock_wait: options.lock_wait, id_from_log: Some(&wal::outbox_of) };
         let directory = Directory::open(&options.directory, &directory_options)?;
+        if directory.created() {
+            tracing::info!(directory = %directory.paths().root().display(), "an outbox is made");
+        }
         let incarnation = clock::random_u64();
         let changed: Arc<OnceLock<Box<dyn Fn() + Send + Sync>>> = Arc::new(OnceLock::new());
         let max_bytes = options.max_bytes.unwrap_or_else(|| default_max_bytes(directory.paths()));
@@ -163,8 +160,9 @@ impl Outbox {
                 }
             });
             let segments = u32::try_from(max_bytes / u64::from(segment_bytes)).unwrap_or(u32::MAX).max(4);
-            let options = wal::Options::new(*directory.id(), incarnation).with_segment_bytes(segment_bytes);
-            wal::Options { max_segments: segments, on_change, ..options }
+            let base = wal::Options::new(*directory.id(), incarnation).with_segment_bytes(segment_bytes);
+            let record_bytes = base.record_bytes.min(record_bytes(options.max_message_bytes));
+            wal::Options { max_segments: segments, record_bytes, on_change, ..base }
         };
         let open = |path: PathBuf, log_options: wal::Options| {
             Wal::open(Arc::clone(&options.storage), &path, log_options)
@@ -193,7 +191,7 @@ impl Outbox {
             settling: Mutex::new(Settling::recovered(recovered.state.settled)),
             space: Space::new(u64::from(options.segment_bytes) / 2),
             numbers: AtomicU64::new(1),
-            set_aside: AtomicU64::new(0),
+            set_aside: AtomicU64::new(damaged::count(directory.paths())),
             directory,
             incarnation,
             wal,
@@ -274,11 +272,6 @@ impl Outbox {
         self.wal.queued_bytes()
     }
 
-    /// The last LSN that the disk has.
-    pub fn durable(&self) -> Lsn {
-        self.wal.durable()
-    }
-
     /// A durable message is delivered or dead. Settling it again changes nothing.
     pub fn settle(&self, mark: Mark, lsn: Lsn, message: &Outgoing) {
         let bytes = message.message.size() as u64;
@@ -316,6 +309,11 @@ impl Outbox {
     pub fn hint(&self, lsn: Lsn) -> Option<Place> {
         let (_, row) = self.ledger.seek(lsn)?;
         Some(Place { segment: row.segment, offset: row.offset, index: 0 })
+    }
+
+    /// Forgets where runs of the log began whose segments are settled and may be gone. Now and then.
+    pub fn forget_settled_entries(&self) {
+        self.ledger.forget_entries(self.first_pending());
     }
 
     /// Tells the log what was settled since the last time.
@@ -371,15 +369,16 @@ impl Outbox {
             pending: totals.snapshot(),
             dead: dead.iter().fold((0, 0), |sum, (_, dead)| (sum.0 + dead.count, sum.1 + dead.bytes)),
             set_aside: self.set_aside.load(Ordering::Relaxed),
-            storage: self.wal.health(),
+            storage: self.broken(),
             ledger: self.ledger.health(),
-            reserved: self.space.reserved(),
         }
     }
 
     /// Why the disk takes nothing, if it does not.
     pub fn broken(&self) -> Option<String> {
-        self.wal.health()
+        let space = || self.wal.space().last_error;
+        let dead = || self.dead.health().or_else(|| self.dead.space().last_error);
+        self.wal.health().or_else(space).or_else(dead).map(|fault| fault.reason)
     }
 
     /// Brings everything to the disk, seals the logs and ends their threads.
@@ -418,4 +417,10 @@ fn dead_segment_bytes(options: &OutboxOptions) -> u32 {
 fn default_max_bytes(paths: &Paths) -> u64 {
     let free = rustix::fs::statvfs(paths.root()).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
     (free / 10 * 8).min(crate::config::MAX_BYTES)
+}
+
+/// What the largest message takes on the disk, with its names, headers and, as a dead letter, its reason.
+fn record_bytes(max_message_bytes: usize) -> u32 {
+    const AROUND: usize = 64 << 10;
+    u32::try_from(max_message_bytes.saturating_add(AROUND)).unwrap_or(u32::MAX - 4095).next_multiple_of(4096)
 }

@@ -77,14 +77,10 @@ impl Space {
         if share == Share::Stored && can_grow && wanted <= usable {
             return Ok(reservation);
         }
-        match wal.health() {
-            Some(reason) => Err(NoRoom::Broken(reason)),
+        // A full disk is waited for, as a full outbox is; a broken one is not.
+        match wal.health().or(space.last_error).filter(|fault| !fault.no_space) {
+            Some(fault) => Err(NoRoom::Broken(fault.reason)),
             None => Err(NoRoom::Full),
         }
-    }
-
-    /// Bytes reserved now.
-    pub fn reserved(&self) -> u64 {
-        self.reserved.load(Ordering::Acquire)
     }
 }

@@ -263,10 +263,10 @@ impl Builder {
     }
 
     /// Checks everything that can be checked without touching a file. Returns the transports.
-    fn check(&self) -> Result<Vec<(Arc<str>, Order, Arc<dyn Transport>)>, OpenError> {
+    fn check(&self) -> Result<Vec<Named>, OpenError> {
         let wrong = |text: String| OpenError::new(OpenErrorKind::Config, text);
         self.config.validate().map_err(|error| wrong(error.to_string()))?;
-        let mut transports: Vec<(Arc<str>, Order, Arc<dyn Transport>)> = Vec::new();
+        let mut transports: Vec<Named> = Vec::new();
         for given in &self.config.transports {
             let password = given.password.as_deref().or(self.password.as_deref());
             let url: BrokerUrl = given.url.parse().map_err(|error: transport::UrlError| wrong(error.to_string()))?;
@@ -295,6 +295,9 @@ impl Builder {
         Ok(transports)
     }
 }
+
+/// A transport, its name, and the order that its routes keep unless they say otherwise.
+type Named = (Arc<str>, Order, Arc<dyn Transport>);
 
 fn make_line(
     config: &Config,

@@ -47,7 +47,7 @@ impl Producer {
     /// Dropping the future changes nothing.
     pub async fn drained(&self, timeout: Duration) -> Result<(), NotDrained> {
         let core = Arc::clone(&self.core);
-        off_thread(move || core.wait_drained(timeout)).await.unwrap_or_else(|| Err(NotDrained { pending: u64::MAX }))
+        off_thread(move || core.wait_drained(timeout)).await.unwrap_or(Err(NotDrained { pending: u64::MAX }))
     }
 
     /// As [`drained`](Self::drained), and blocks meanwhile.

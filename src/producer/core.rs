@@ -127,7 +127,12 @@ impl Core {
             (Order::Route, _) => Some(Lane::of(&route, None)),
         };
         let timestamp = message.timestamp.unwrap_or_else(clock::unix_millis);
-        let outgoing = Arc::new(Outgoing { id, route, lane, timestamp, message });
+        let outgoing = Outgoing { id, route, lane, timestamp, message };
+        if !self.outbox.fits(&outgoing) {
+            let reason = "with all its names and headers the message does not fit into a segment of the outbox";
+            return refuse(SendErrorKind::TooLarge, reason.into(), outgoing.message);
+        }
+        let outgoing = Arc::new(outgoing);
         Ok(Admitted { line, message: outgoing, direct: plan.mode == Mode::Direct })
     }
 
@@ -262,10 +267,10 @@ fn check(message: &Message) -> Result<(), String> {
             return Err(format!("a header of the name `{ID_HEADER}`, which carries the message id"));
         }
     }
-    if let Body::Fields(fields) = &message.body {
-        if fields.iter().any(|(name, _)| &name[..] == ID_HEADER.as_bytes()) {
-            return Err(format!("a field of the name `{ID_HEADER}`, which carries the message id"));
-        }
+    if let Body::Fields(fields) = &message.body
+        && fields.iter().any(|(name, _)| &name[..] == ID_HEADER.as_bytes())
+    {
+        return Err(format!("a field of the name `{ID_HEADER}`, which carries the message id"));
     }
     if message.partition.is_some_and(|partition| partition < 0) {
         return Err("a partition below 0; leave it out for the partitioner to choose".into());

@@ -39,6 +39,7 @@ pub(super) fn start(core: &Arc<Core>) -> io::Result<JoinHandle<()>> {
             if now.duration_since(status) >= STATUS {
                 status = now;
                 core.write_status(Lifecycle::Running);
+                core.outbox.forget_settled_entries();
             }
             busy = core.admission.len() > 0 || core.lines.iter().any(|line| line.dispatcher.is_busy());
         }

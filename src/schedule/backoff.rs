@@ -43,13 +43,6 @@ impl Backoff {
         between(Duration::ZERO, self.ceiling(attempt), rng)
     }
 
-    /// How long to wait where somebody has to mend something first: evenly drawn from half the cap to the cap.
-    ///
-    /// Not from zero, as trying sooner cannot help; not the cap itself, so that many do not come in step.
-    pub fn hold_delay(&self, rng: &mut fastrand::Rng) -> Duration {
-        between(self.cap / 2, self.cap, rng)
-    }
-
     /// The longest wait after the `attempt`th failed attempt in a row.
     pub fn ceiling(&self, attempt: u32) -> Duration {
         let growth = u128::from(self.factor.max(1)).saturating_pow(attempt.saturating_sub(1));
@@ -124,8 +117,6 @@ mod tests {
             let mut rng = fastrand::Rng::with_seed(seed);
             let ceiling = backoff.ceiling(attempt);
             prop_assert!(ceiling <= cap && backoff.delay(attempt, &mut rng) <= ceiling);
-            let hold = backoff.hold_delay(&mut rng);
-            prop_assert!(hold >= cap / 2 && hold <= cap);
         }
 
         #[test]

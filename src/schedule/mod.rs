@@ -7,7 +7,7 @@ mod rate;
 mod verdict;
 
 pub use backoff::Backoff;
-pub use blocks::{Block, BlockKey, BlockState, Blocks, Failed};
+pub use blocks::{BlockKey, BlockState, Blocks, Failed};
 pub use pacer::Pacer;
 pub use rate::Rate;
 pub use verdict::{Action, Circumstances, action};

@@ -21,6 +21,7 @@ impl Pacer {
     }
 
     /// How many messages may be in flight now: 1 to `max`.
+    #[cfg(test)]
     pub fn limit(&self) -> usize {
         self.limit
     }

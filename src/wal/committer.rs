@@ -14,7 +14,7 @@ use super::error::WalError;
 use super::frame::{FRAME_HEADER, FrameKind, FrameView};
 use super::log::Turn;
 use super::queue::{self, Barrier, Group};
-use super::shared::{Shared, TailFrame};
+use super::shared::{Shared, TailFrame, Trouble};
 use super::state::SegmentInfo;
 use super::{BLOCK, Lsn, Settled, round_up};
 
@@ -300,7 +300,7 @@ impl Committer {
             if view.broken.is_none() {
                 tracing::error!(%error, "the log cannot be written");
             }
-            view.broken = Some(error.to_string());
+            view.broken = Some(Trouble::from(&*error));
             view.state.burn_to(group.next_lsn());
         }
         self.publish_room();

@@ -146,6 +146,22 @@ impl WalError {
         move |source| Self::Io { op, path, source }
     }
 
+    /// Whether there is no room: the disk, a quota or the log's own limit is full. That passes by itself once space
+    /// is free; everything else needs somebody.
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => {
+                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+            }
+            Self::Full { .. } => true,
+            Self::TooLarge { .. }
+            | Self::Closed
+            | Self::NewerFormat { .. }
+            | Self::Foreign { .. }
+            | Self::Option { .. } => false,
+        }
+    }
+
     /// Whether the record may be found after a restart though its append failed.
     pub fn possibly_stored(&self) -> bool {
         match self {

@@ -13,7 +13,7 @@ use super::frame::FRAME_HEADER;
 use super::queue::{self, Barrier, Queue};
 use super::reader::Reader;
 use super::recovery::{self, Recovered};
-use super::shared::{Shared, View};
+use super::shared::{Shared, Trouble, View};
 use super::space::{self, Space};
 use super::state::Pending;
 use super::storage::Storage;
@@ -41,7 +41,7 @@ pub struct SpaceInfo {
     /// Segments there may be.
     pub max_segments: u32,
     /// Why the last segment could not be prepared.
-    pub last_error: Option<String>,
+    pub last_error: Option<Trouble>,
 }
 
 /// What the log says, in numbers.
@@ -272,7 +272,7 @@ impl Wal {
     }
 
     /// Why the log cannot be written, if it cannot; the next append tries again.
-    pub fn health(&self) -> Option<String> {
+    pub fn health(&self) -> Option<Trouble> {
         self.shared.view().broken.clone()
     }
 

@@ -54,6 +54,7 @@ pub use options::Options;
 pub use ranges::RangeSet;
 pub use reader::{Cursor, Reader, Step};
 pub use recovery::Recovered;
+pub use shared::Trouble;
 pub use state::{Pending, State};
 pub use storage::{DiskStorage, File, Storage};
 

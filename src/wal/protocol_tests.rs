@@ -209,7 +209,7 @@ fn a_full_disk_refuses_and_goes_on_when_there_is_room_again() {
     rig.wal.request(1);
     rig.run();
     assert!(rig.outcomes()[0].1.is_err());
-    assert!(rig.wal.space().last_error.is_some_and(|error| error.contains("No space")));
+    assert!(rig.wal.space().last_error.is_some_and(|trouble| trouble.no_space));
     storage.kill();
     rig.append(10);
     rig.wait(1100);

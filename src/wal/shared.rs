@@ -14,13 +14,28 @@ use super::queue::Queue;
 use super::space::Space;
 use super::state::{SegmentInfo, State};
 use super::storage::Storage;
-use super::{Lsn, Options};
+use super::{Lsn, Options, WalError};
 
 /// A frame that is durable, still in memory.
 pub(super) struct TailFrame {
     pub segment: u64,
     pub offset: u32,
     pub bytes: Bytes,
+}
+
+/// Why the log cannot write, or cannot make segments ready.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trouble {
+    /// What the system said.
+    pub reason: String,
+    /// There is no space: it passes once some is free.
+    pub no_space: bool,
+}
+
+impl From<&WalError> for Trouble {
+    fn from(error: &WalError) -> Self {
+        Self { reason: error.to_string(), no_space: error.is_no_space() }
+    }
 }
 
 /// What is durable, as readers and the status see it.
@@ -31,7 +46,7 @@ pub(super) struct View {
     pub tail: VecDeque<TailFrame>,
     pub tail_bytes: usize,
     /// Why the log cannot write now.
-    pub broken: Option<String>,
+    pub broken: Option<Trouble>,
 }
 
 impl View {

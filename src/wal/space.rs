@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::error::WalError;
 use super::log::Turn;
 use super::segment;
-use super::shared::Shared;
+use super::shared::{Shared, Trouble};
 use super::storage::File;
 use super::{BLOCK, Options};
 
@@ -50,7 +50,7 @@ pub(super) struct Space {
     /// Usable bytes wanted.
     target: u64,
     jobs: VecDeque<Job>,
-    pub last_error: Option<String>,
+    pub last_error: Option<Trouble>,
     retry_at: Option<Instant>,
     next_free: u64,
     /// What header and checkpoint of the next segment take, at most.
@@ -209,7 +209,7 @@ pub(super) fn tick(shared: &Shared, now: Instant) -> Turn {
         Ok(()) => space.last_error = None,
         Err(error) => {
             tracing::warn!(%error, "a segment could not be made ready; trying again in a second");
-            space.last_error = Some(error.to_string());
+            space.last_error = Some(Trouble::from(&error));
             space.retry_at = Some(now + RETRY);
         }
     }

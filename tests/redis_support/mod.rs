@@ -21,7 +21,7 @@ pub fn shared_server() -> RedisConfig {
     let address = std::env::var("OUTLAST_TEST_REDIS").unwrap_or_else(|_| {
         panic!("OUTLAST_TEST_REDIS=host:port is not set: run the tests through scripts/test, which starts Redis")
     });
-    RedisConfig::from_url(&format!("redis://{address}")).unwrap()
+    RedisConfig::from_url(&format!("redis://{address}").parse().unwrap()).unwrap()
 }
 
 /// A name no other test, and no earlier run, has used.
@@ -94,7 +94,7 @@ impl Server {
     }
 
     pub fn config(&self) -> RedisConfig {
-        let mut config = RedisConfig::from_url(&format!("redis://127.0.0.1:{}", self.port)).unwrap();
+        let mut config = RedisConfig::from_url(&format!("redis://127.0.0.1:{}", self.port).parse().unwrap()).unwrap();
         config.reconnect_cap = Duration::from_millis(200);
         config
     }

@@ -65,7 +65,7 @@ pub(super) fn judge(code: Code) -> Verdict {
     if let Some(verdict) = judge_client(code) {
         return verdict;
     }
-    if let Some(verdict) = judge_produce(code) {
+    if let Some(verdict) = judge_cluster(code).or_else(|| judge_refusal(code)) {
         return verdict;
     }
     judge_foreign(code)
@@ -126,9 +126,9 @@ fn judge_client(code: Code) -> Option<Verdict> {
     })
 }
 
-/// Codes with which a broker answers a producer.
-fn judge_produce(code: Code) -> Option<Verdict> {
-    use Reach::{Partition, Route, Transport};
+/// Codes with which a broker says that it cannot at the moment, or that we may not.
+fn judge_cluster(code: Code) -> Option<Verdict> {
+    use Reach::{Partition, Transport};
     Some(match code {
         // The cluster is moving or short of replicas: it settles.
         Code::LeaderNotAvailable | Code::NotLeaderForPartition | Code::ReplicaNotAvailable => {
@@ -154,7 +154,14 @@ fn judge_produce(code: Code) -> Option<Verdict> {
         Code::CoordinatorLoadInProgress | Code::CoordinatorNotAvailable | Code::NotCoordinator => {
             transient(Transport, "the coordinator that hands out producer ids is not available")
         }
-        // Somebody has to create it, allow it or give a password.
+        _ => return judge_access(code),
+    })
+}
+
+/// Codes with which a broker says that somebody has to create, to allow or to change something.
+fn judge_access(code: Code) -> Option<Verdict> {
+    use Reach::{Route, Transport};
+    Some(match code {
         Code::UnknownTopicOrPartition | Code::UnknownTopicId | Code::ResourceNotFound => {
             hold(Route, "the topic or partition does not exist: create it, or let the broker do so")
         }
@@ -179,6 +186,14 @@ fn judge_produce(code: Code) -> Option<Verdict> {
         }
         // The broker's own policy: an operator can change it, and a fixed message cannot.
         Code::PolicyViolation => hold(Route, "a policy of the broker refuses it"),
+        Code::Unknown => hold(Route, "the broker failed in an unknown way; see its log"),
+        _ => return None,
+    })
+}
+
+/// Codes with which a broker refuses the message itself, or the producer instance.
+fn judge_refusal(code: Code) -> Option<Verdict> {
+    Some(match code {
         // The message itself: it will be refused whenever it comes.
         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => {
             permanent("larger than the topic's max.message.bytes or the broker's message.max.bytes")
@@ -194,7 +209,6 @@ fn judge_produce(code: Code) -> Option<Verdict> {
         Code::InvalidProducerEpoch | Code::ProducerFenced | Code::InvalidProducerIdMapping => {
             fatal("the broker fenced this producer id; the instance is rebuilt with a new one")
         }
-        Code::Unknown => hold(Route, "the broker failed in an unknown way; see its log"),
         // No error, and yet reported as one.
         Code::NoError => fatal("reported without an error and without an offset"),
         _ => return None,

@@ -10,7 +10,7 @@ use rdkafka::metadata::MetadataTopic;
 use super::Shared;
 use super::classify;
 use super::instance::Instance;
-use super::topics::{Knowledge, Partitions, State, Topic};
+use super::topics::{Knowledge, Topic};
 use crate::transport::{Class, Failure};
 
 /// How long an answer may take. While nobody answers, the shorter one keeps `close` from waiting for this thread.
@@ -126,7 +126,9 @@ fn found(shared: &Arc<Shared>, topic: &Topic, described: &MetadataTopic, now: In
     }
     let mut state = topic.state();
     let was_missing = matches!(state.knowledge, Knowledge::Missing(_));
-    state.know(leaders, now);
+    state.know(leaders);
+    state.asked_at = Some(now);
+    state.ask_at = now + REFRESH;
     drop(state);
     if was_missing {
         tracing::info!(route = %topic.route, "the topic is usable again");
@@ -164,25 +166,10 @@ fn not_found(shared: &Arc<Shared>, topic: &Topic, code: Code, now: Instant) {
     shared.bell.ring();
 }
 
-impl State {
-    /// Takes in how many partitions there are and which have a leader.
-    fn know(&mut self, leaders: Vec<bool>, now: Instant) {
-        let mut shares = match std::mem::replace(&mut self.knowledge, Knowledge::Asked) {
-            Knowledge::Known(partitions) => partitions.shares,
-            Knowledge::Asked | Knowledge::Missing(_) => Vec::new(),
-        };
-        shares.resize_with(leaders.len(), Arc::default);
-        self.knowledge = Knowledge::Known(Partitions { leaders, shares });
-        self.missing_since = None;
-        self.asked_at = Some(now);
-        self.ask_at = now + REFRESH;
-    }
-}
-
 /// Hands over what waits for a topic that is there; says whether nothing is left.
 fn hand_over(shared: &Arc<Shared>, topic: &Topic) -> bool {
     let mut state = topic.state();
-    if !matches!(state.knowledge, Knowledge::Known(_)) {
+    if !state.is_ready() {
         return true;
     }
     while let Some(handover) = state.waiting.pop_front() {

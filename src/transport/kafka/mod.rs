@@ -185,7 +185,7 @@ impl Transport for KafkaTransport {
             }
             return Err(Refused { handover, failure });
         }
-        if matches!(state.knowledge, Knowledge::Known(_)) && state.waiting.is_empty() {
+        if state.is_ready() && state.waiting.is_empty() {
             return shared.dispatch(&mut state, handover, true);
         }
         let first = state.waiting.is_empty();

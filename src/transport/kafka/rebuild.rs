@@ -60,6 +60,7 @@ fn rebuild(shared: &Shared, events: &Receiver<Event>, failures: u32) -> u32 {
         }
         match shared.instance() {
             Ok(instance) => {
+                shared.topics.renew(Instant::now());
                 shared.seat.occupy(instance);
                 tracing::info!("Kafka producer instance rebuilt");
                 shared.doubt();

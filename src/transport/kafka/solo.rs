@@ -18,6 +18,8 @@ use crate::transport::{Class, Failure, Handover, Outcome, Recipient, Refused, Sc
 const IDLE: Duration = Duration::from_secs(30);
 /// How long one message may keep the others waiting.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the instance may take to hear of the message's topic.
+const INTRODUCTION: Duration = Duration::from_secs(1);
 /// The most messages that wait; the producer sends single probes.
 const MOST_WAITING: usize = 1_000;
 
@@ -154,8 +156,12 @@ fn run(shared: &Arc<Shared>) {
             shared.stopped.wait(rebuild::backoff(failures, fastrand::f64()));
         }
         let outcome = try_alone(shared, &mut instance, &job);
-        let delivered = matches!(outcome, Outcome::Delivered(_));
-        failures = if delivered { 0 } else { failures + 1 };
+        // A verdict is an answer, whatever it says; only an instance that fails by itself must not spin.
+        let answered = match &outcome {
+            Outcome::Delivered(_) => true,
+            Outcome::Failed { failure, .. } => matches!(failure.class, Class::Permanent | Class::Hold),
+        };
+        failures = if answered { 0 } else { failures.saturating_add(1) };
         match outcome {
             Outcome::Delivered(position) => job.handover.ticket.delivered(position),
             Outcome::Failed { failure, possibly_delivered } => job.handover.ticket.failed(failure, possibly_delivered),
@@ -182,6 +188,8 @@ fn try_alone(shared: &Shared, place: &mut Option<Instance>, job: &Job) -> Outcom
             Err(reason) => return failed(format!("no instance to try the message by itself: {reason}")),
         },
     };
+    // An instance that knows the topic sends at once; if nobody answers now, the message waits in it.
+    let _ = instance.client().fetch_metadata(Some(&job.handover.message.route.destination), INTRODUCTION);
     let watch = Arc::new(Watch::default());
     let message = Arc::clone(&job.handover.message);
     let handover = Handover { message, alone: true, ticket: Ticket::new(Arc::clone(&watch) as Arc<dyn Recipient>) };

@@ -47,6 +47,8 @@ pub(super) struct State {
     /// Messages that waited are being reported failed: what comes in between would overtake them.
     reporting: bool,
     used: Instant,
+    /// A new instance has not heard of the topic yet: handed over to it, messages would wait for librdkafka's timers.
+    stale: bool,
     /// When the cluster is to be asked (again).
     pub(super) ask_at: Instant,
     pub(super) asked_at: Option<Instant>,
@@ -69,6 +71,7 @@ impl Topic {
             sticky: Sticky::default(),
             reporting: false,
             used: now,
+            stale: false,
             ask_at: now,
             asked_at: None,
             missing_since: None,
@@ -109,6 +112,23 @@ impl State {
             Knowledge::Missing(failure) => Some(Arc::clone(failure)),
             Knowledge::Asked | Knowledge::Known(_) => None,
         }
+    }
+
+    /// Whether messages can be handed over, but for those that wait.
+    pub(super) fn is_ready(&self) -> bool {
+        matches!(self.knowledge, Knowledge::Known(_)) && !self.stale
+    }
+
+    /// Takes in how many partitions there are and which have a leader; what they own stays.
+    pub(super) fn know(&mut self, leaders: Vec<bool>) {
+        let mut shares = match std::mem::replace(&mut self.knowledge, Knowledge::Asked) {
+            Knowledge::Known(partitions) => partitions.shares,
+            Knowledge::Asked | Knowledge::Missing(_) => Vec::new(),
+        };
+        shares.resize_with(leaders.len(), Arc::default);
+        self.knowledge = Knowledge::Known(Partitions { leaders, shares });
+        self.stale = false;
+        self.missing_since = None;
     }
 
     /// Lets a message wait.
@@ -155,6 +175,15 @@ impl Topics {
                 || now.saturating_duration_since(state.used) < FORGET_AFTER
         });
         topics.values().cloned().collect()
+    }
+
+    /// Has every topic asked about anew, by an instance that knows none.
+    pub(super) fn renew(&self, now: Instant) {
+        for topic in self.0.read().unwrap_or_else(PoisonError::into_inner).values() {
+            let mut state = topic.state();
+            state.stale = true;
+            state.ask_at = now;
+        }
     }
 
     /// How many messages wait.

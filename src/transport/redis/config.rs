@@ -6,7 +6,6 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use percent_encoding::percent_decode_str;
 use serde::Deserialize;
 
 use crate::message::ID_HEADER;
@@ -186,7 +185,7 @@ impl RedisConfig {
 
     fn set_option(&mut self, name: &str, value: &str) -> Result<(), StartError> {
         let wrong = |right: &str| StartError(format!("{name}={value:?} in the Redis URL: it wants {right}"));
-        let duration = || humantime_duration(value).ok_or_else(|| wrong("a duration in s or ms, such as 5s"));
+        let duration = || humantime::parse_duration(value).map_err(|_| wrong("a duration, such as 5s or 300ms"));
         match name {
             "maxlen" => self.trim = Some(Trim::MaxLen(value.parse().map_err(|_| wrong("a number of entries"))?)),
             "minid" => self.trim = Some(Trim::MinId(value.to_owned())),
@@ -257,14 +256,6 @@ impl RedisConfig {
     }
 }
 
-/// Whole seconds or milliseconds; the configuration file knows more units.
-fn humantime_duration(text: &str) -> Option<Duration> {
-    if let Some(millis) = text.strip_suffix("ms") {
-        return u64::from_str(millis).ok().map(Duration::from_millis);
-    }
-    u64::from_str(text.strip_suffix('s')?).ok().map(Duration::from_secs)
-}
-
 fn is_entry_id(text: &str) -> bool {
     let (millis, sequence) = text.split_once('-').unwrap_or((text, "0"));
     u64::from_str(millis).is_ok() && u64::from_str(sequence).is_ok()
@@ -274,9 +265,14 @@ fn is_entry_id(text: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn from_text(url: &str) -> Result<RedisConfig, StartError> {
+        let url = url.parse().map_err(|error: crate::transport::UrlError| StartError(error.to_string()))?;
+        RedisConfig::from_url(&url)
+    }
+
     #[test]
     fn a_url_is_read_whole() {
-        let config = RedisConfig::from_url("rediss://us%20er:p%40ss@[::1]:7000/3?stream=s&maxlen=5&connect-timeout=2s");
+        let config = from_text("rediss://us%20er:p%40ss@[::1]:7000/3?stream=s&maxlen=5&connect-timeout=2s");
         let config = config.unwrap();
         assert_eq!((config.host.as_str(), config.port, config.database, config.tls), ("::1", 7000, 3, true));
         assert_eq!((config.user.as_deref(), config.password.as_ref().unwrap().reveal()), (Some("us er"), "p@ss"));
@@ -297,7 +293,7 @@ mod tests {
             ("redis://h?surprise=1", "surprise"),
             ("redis://u:canary@h?connect-timeout=soon", "connect-timeout"),
         ] {
-            let error = RedisConfig::from_url(url).unwrap_err().to_string();
+            let error = from_text(url).unwrap_err().to_string();
             assert!(error.contains(part), "{url}: {error}");
             assert!(!error.contains("canary"), "{error}");
         }

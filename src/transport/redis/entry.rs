@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn a_field_map_goes_in_as_it_is_under_configured_names_and_trims() {
-        let mut config = RedisConfig::from_url("redis://h?id-field=mid&maxlen=9").unwrap();
+        let mut config = RedisConfig::from_url(&"redis://h?id-field=mid&maxlen=9".parse().unwrap()).unwrap();
         config.streams.insert("t".to_owned(), Trim::MinId("5-0".to_owned()));
         let message = |stream: &str| Message::to(stream).key("k").fields([("b", "2"), ("a", "1"), ("b", "3")]);
         let tail = ["*", "b", "2", "a", "1", "b", "3", "mid", ID];
