@@ -15,7 +15,7 @@ pub struct Options {
     pub max_segments: u32,
     /// Bytes of a frame that holds several messages, at most. Default 4 MiB, and no more than a quarter of a segment.
     pub frame_bytes: u32,
-    /// The largest [footprint](Wal::footprint) a record may have: what is lost at the end of a segment is less than
+    /// The largest [footprint](super::Wal::footprint) a record may have: what is lost at the end of a segment is less than
     /// this. Default and maximum: a quarter of a segment.
     pub record_bytes: u32,
     /// Bytes of recent frames kept in memory for readers. Default 8 MiB.
