@@ -38,7 +38,7 @@ use totals::Totals;
 
 use crate::clock;
 use crate::message::{MessageId, Outgoing, Route};
-use crate::wal::{Damage, EntryRef, Lsn, Mark, Pending, Place, RangeSet, Storage, Wal, WalError};
+use crate::wal::{Damage, EntryRef, Lsn, Mark, Pending, Place, RangeSet, Wal, WalError};
 
 /// What became of an append.
 pub type AppendResult = Result<Lsn, Arc<WalError>>;
