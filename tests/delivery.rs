@@ -202,7 +202,12 @@ async fn an_unknown_topic_holds_up_itself_alone_and_is_delivered_once_it_is_ther
         let _ = producer.send(message(number % 5, number)).await.unwrap();
     }
     assert!(broker.wait_for(200, LONG));
-    assert!(!producer.health().is_ok());
+    // Reasons are told a few times a second.
+    let until = std::time::Instant::now() + LONG;
+    while !producer.health().alerts.iter().any(|alert| alert.contains("nowhere")) {
+        assert!(std::time::Instant::now() < until, "{:?}", producer.health());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
     broker.accept("nowhere");
     producer.drained(LONG).await.unwrap();
     assert_in_order(
@@ -239,4 +244,29 @@ async fn a_closed_producer_hands_messages_back() {
     assert_eq!(error.kind(), SendErrorKind::Closed);
     assert!(!error.possibly_delivered());
     assert_eq!(error.into_message().payload_bytes().unwrap(), "1:1");
+}
+
+#[tokio::test]
+async fn the_first_of_a_lane_that_fails_is_stored_before_those_sent_after_it() {
+    // It was not: the later ones, still owned by the broker, got their places in the log before it.
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    let producer = open(&dir, &broker).await;
+    broker.pause();
+    broker.reject_message("1:0");
+    let sends: Vec<_> = (0..20).map(|number| producer.send(message(1, number))).collect();
+    assert!(broker.wait_for_owned(20, LONG), "the broker owns {}", broker.owned());
+    broker.resume();
+    let mut places = Vec::new();
+    for send in sends {
+        match send.await.unwrap() {
+            Receipt::Stored { lsn, .. } => places.push(lsn),
+            Receipt::Delivered { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(!places.is_empty() && places.is_sorted(), "{places:?}");
+    producer.drained(LONG).await.unwrap();
+    assert_eq!((producer.stats().dead, broker.delivered().len()), (1, 19));
+    assert_in_order(&broker.delivered(), 19);
+    producer.close(LONG).await.unwrap();
 }
