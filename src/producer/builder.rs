@@ -98,6 +98,8 @@ pub struct Builder {
     config: Config,
     custom: Vec<(Arc<str>, Arc<dyn Transport>)>,
     password: Option<String>,
+    #[cfg(feature = "testing")]
+    ledger: crate::outbox::ledger::LedgerOptions,
 }
 
 impl fmt::Debug for Builder {
@@ -210,6 +212,20 @@ impl Builder {
         self
     }
 
+    /// For the project's own tests: a hook that is called before each call of the ledger's database, on its thread, and
+    /// how long such a call may take.
+    #[cfg(feature = "testing")]
+    #[doc(hidden)]
+    pub fn ledger_hook(
+        mut self,
+        watchdog: Duration,
+        hook: impl Fn(&'static str) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
+        self.ledger.watchdog = watchdog;
+        self.ledger.hook = Some(Arc::new(hook));
+        self
+    }
+
     /// Opens the outbox and starts delivering what is pending in it.
     ///
     /// # Errors
@@ -238,6 +254,8 @@ impl Builder {
             segment_bytes: config.segment_bytes,
             max_bytes: config.max_bytes,
             max_message_bytes: config.max_message_bytes,
+            #[cfg(feature = "testing")]
+            ledger: self.ledger,
             ..OutboxOptions::new(config.outbox.clone())
         })?);
         let (events, _) = broadcast::channel(EVENTS);

@@ -68,6 +68,9 @@ struct Shared {
     announcing: Mutex<()>,
 }
 
+/// Where a test wants what is appended.
+type Sink = Box<dyn FnMut(Delivered) + Send>;
+
 struct State {
     down: Option<Arc<Failure>>,
     paused: bool,
@@ -78,6 +81,7 @@ struct State {
     rejected_destinations: HashMap<Arc<str>, Class>,
     rejected_markers: Vec<Bytes>,
     log: Vec<Delivered>,
+    sink: Option<Sink>,
     next_offsets: HashMap<(Arc<str>, i32), i64>,
     instances: HashMap<u64, Instance>,
     next_instance: u64,
@@ -105,6 +109,7 @@ impl Default for State {
             rejected_destinations: HashMap::new(),
             rejected_markers: Vec::new(),
             log: Vec::new(),
+            sink: None,
             next_offsets: HashMap::new(),
             instances: HashMap::new(),
             next_instance: 0,
@@ -216,6 +221,12 @@ impl Broker {
         self.shared.lock().log.clone()
     }
 
+    /// From here on what is appended goes to `sink` instead of being kept, before it is reported: to a file that
+    /// outlives the process, say. It is called with the broker locked, so it must not call the broker.
+    pub fn append_to(&self, sink: impl FnMut(Delivered) + Send + 'static) {
+        self.change(|state| state.sink = Some(Box::new(sink)));
+    }
+
     /// How many messages the transports own at the moment and have not been decided on.
     pub fn owned(&self) -> usize {
         self.shared.lock().instances.values().map(|instance| instance.queue.len()).sum()
@@ -319,7 +330,7 @@ impl State {
         let offset = *next;
         *next += 1;
         let message = &outgoing.message;
-        self.log.push(Delivered {
+        let delivered = Delivered {
             id: outgoing.id,
             destination,
             key: message.key_bytes().cloned(),
@@ -329,7 +340,11 @@ impl State {
             timestamp: outgoing.timestamp,
             partition,
             offset,
-        });
+        };
+        match &mut self.sink {
+            None => self.log.push(delivered),
+            Some(sink) => sink(delivered),
+        }
         if self.replies_to_lose > 0 {
             self.replies_to_lose -= 1;
             let failure = Failure::new(Class::Transient, Scope::Lane, "the reply was lost (the test said so)");

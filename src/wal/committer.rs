@@ -91,6 +91,7 @@ impl Committer {
         let rejected = std::mem::take(&mut queue.rejected);
         self.barriers.append(&mut queue.barriers);
         let group = queue.groups.pop_front();
+        queue.expected = group.as_ref().map_or(queue.expected, |group| group.frame.len() + BLOCK as usize);
         let pressed = group.is_some() || queue.closing || !self.barriers.is_empty();
         let due = queue.controls_since.is_some_and(|since| since + shared.options.control_after <= now);
         let held = group.is_none() && !queue.closing && self.retry_controls.is_some_and(|retry| retry > now);

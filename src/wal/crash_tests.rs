@@ -227,14 +227,14 @@ fn lives(seed: u64, faults: bool) {
 
 #[test]
 fn a_crash_at_any_call_loses_nothing_acknowledged_and_invents_nothing() {
-    for seed in 0..seeds(1500) {
+    for seed in 0..seeds(300) {
         lives(seed, false);
     }
 }
 
 #[test]
 fn a_failing_disk_and_crashes_lose_nothing_acknowledged_and_invent_nothing() {
-    for seed in 0..seeds(1500) {
+    for seed in 0..seeds(300) {
         lives(1_000_000 + seed, true);
     }
 }

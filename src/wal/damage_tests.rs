@@ -170,6 +170,17 @@ fn frames_of_an_earlier_life_are_not_taken_for_live_ones() {
     drop(wal);
     storage.kill();
     assert!(storage.paths().len() < 8, "{:?}", storage.paths());
+    // A segment's bytes must never be found under another segment's name: the free name is durable before it is used.
+    let trace = storage.trace();
+    let freed = trace.iter().enumerate().filter_map(|(at, call)| match call {
+        Operation::Rename(_, to) if to.to_string_lossy().contains("free-") => Some((at, to)),
+        _ => None,
+    });
+    for (at, free) in freed {
+        let used = trace[at..].iter().position(|call| matches!(call, Operation::Rename(from, _) if from == free));
+        let synced = trace[at..].iter().position(|call| matches!(call, Operation::SyncDirectory(_)));
+        assert!(used.is_none() || synced < used, "{free:?} was used before its name was durable");
+    }
     let (wal, recovered, _stepper) = open(&storage, &options);
     assert_eq!((recovered.next_lsn, recovered.damage.len()), (last + 1, 0));
     let (records, damage) = read_all(&wal.reader(), 195);
@@ -220,4 +231,58 @@ fn a_segment_of_another_outbox_or_a_later_release_stops_the_start_and_nothing_is
             .iter()
             .all(|call| !call.changes() || matches!(call, Operation::Sync(_) | Operation::SyncDirectory(_)))
     );
+}
+
+#[test]
+fn a_newest_segment_with_a_bad_beginning_is_read_with_the_help_of_the_one_before() {
+    let options = options();
+    let storage = ModelStorage::new(1);
+    let (wal, _, mut stepper) = open(&storage, &options);
+    let mut now = Instant::now();
+    for number in 1..=100 {
+        let lsn = append(&wal, number, 3500);
+        while stepper.commit(now) == Turn::Again {}
+        let totals = Vec::new();
+        wal.settle(Settled { mark: Mark::Delivered, ranges: vec![(lsn, lsn)], totals });
+        now += Duration::from_millis(300);
+        while stepper.prepare(now) == Turn::Again {}
+    }
+    append(&wal, 101, 10);
+    // Written, and then synced and sealed.
+    for seconds in [5, 10] {
+        while stepper.commit(now + Duration::from_secs(seconds)) == Turn::Again {}
+    }
+    drop(wal);
+    storage.kill();
+    let newest =
+        storage.paths().into_iter().rfind(|path| !path.to_string_lossy().contains("free-")).expect("a segment");
+    for from in [0, 4096] {
+        let copy = storage.copy();
+        copy.edit(&newest, |bytes| bytes[from..from + 4096].fill(0));
+        let (_wal, recovered, _stepper) = open(&copy, &options);
+        assert_eq!(recovered.damage.len(), 1, "{:?}", recovered.damage);
+        assert!(recovered.damage[0].last_lsn < recovered.damage[0].first_lsn, "no message is lost");
+        assert_eq!((recovered.state.settled.prefix(), recovered.next_lsn), (100, 102));
+    }
+}
+
+#[test]
+fn a_settlement_that_was_synced_and_is_damaged_is_reported() {
+    let options = options();
+    let storage = ModelStorage::new(1);
+    let (wal, _, mut stepper) = open(&storage, &options);
+    let now = Instant::now();
+    append(&wal, 1, 10);
+    while stepper.commit(now) == Turn::Again {}
+    wal.settle(Settled { mark: Mark::Delivered, ranges: vec![(1, 1)], totals: Vec::new() });
+    // Written, and then synced and sealed.
+    for seconds in [5, 10] {
+        while stepper.commit(now + Duration::from_secs(seconds)) == Turn::Again {}
+    }
+    drop(wal);
+    storage.kill();
+    assert_eq!(open(&storage, &options).1.state.settled.prefix(), 1);
+    storage.edit(&segment_path(1), |bytes| bytes[12288 + 100] ^= 1);
+    let recovered = open(&storage, &options).1;
+    assert_eq!((recovered.damage.len(), recovered.state.settled.prefix()), (1, 0), "{:?}", recovered.damage);
 }

@@ -128,6 +128,8 @@ pub(super) struct Barrier {
 pub(super) struct Queue {
     pub next_lsn: Lsn,
     pub groups: VecDeque<Group>,
+    /// Bytes of the last group that was taken: the next will be about as long, and need not grow to it step by step.
+    pub expected: usize,
     pub controls: VecDeque<Settled>,
     /// Settlements that would make more ranges than there may be; not merged with others.
     pub deferred: Vec<Settled>,
@@ -149,6 +151,7 @@ impl Queue {
         Self {
             next_lsn,
             groups: VecDeque::new(),
+            expected: 0,
             controls: VecDeque::new(),
             deferred: Vec::new(),
             controls_since: None,
@@ -175,7 +178,9 @@ impl Queue {
         let bound = record::encoded_bound(entry);
         let full = |group: &Group| group.has_messages() && group.length() + bound > u64::from(frame_bytes);
         if self.groups.back().is_none_or(full) {
-            self.groups.push_back(Group::new(self.next_lsn));
+            let mut group = Group::new(self.next_lsn);
+            group.frame.reserve(self.expected);
+            self.groups.push_back(group);
         }
         let lsn = self.next_lsn;
         let Some(group) = self.groups.back_mut() else { return Err((done, WalError::Closed)) };

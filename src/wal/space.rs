@@ -19,7 +19,8 @@ use super::{BLOCK, Options};
 
 /// After a failure, how long until it is tried again: the disk may have room by then.
 const RETRY: Duration = Duration::from_secs(1);
-/// Free segments kept beyond what was asked for: rotation takes one while the next is being recycled.
+/// Used segments kept beyond what was asked for: rotation takes them while the next are still pending. Without them the
+/// place of each would be taken by a new one before it comes free, and its written blocks be thrown away.
 const KEEP: usize = 2;
 /// Segments that control records may take beyond the limit. A settlement that cannot be written keeps every segment
 /// from being recycled, so it must get through; a segment of control records alone is free again two segments later.
@@ -124,7 +125,8 @@ impl Space {
     }
 
     fn keeps(&self, options: &Options) -> bool {
-        self.prepared.len() < KEEP || self.usable(options) < self.target
+        let spare = KEEP as u64 * self.each(options);
+        self.prepared.len() < KEEP || self.usable(options) < self.target + spare
     }
 }
 

@@ -1,5 +1,7 @@
 //! Claims about the whole log, on a disk.
 
+use std::io;
+use std::path::Path;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -89,6 +91,58 @@ fn segments_are_recycled_and_the_log_stays_short() {
     }
     wal.close().expect("closes");
     assert!(std::fs::read_dir(dir.path()).expect("lists").count() <= 8);
+}
+
+/// Segments were never used again in a steady flow: what rotation took was made anew at once, because so much was asked
+/// for, and when a used one came free it was one too many and removed. So every segment was a new file, whose blocks
+/// had never been written.
+#[test]
+fn a_steady_flow_makes_no_new_segments() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let size = message(1, "orders", &[0; 3000]).message.size() as u64;
+    let storage = Arc::new(Counting::default());
+    let (wal, _) = Wal::open(storage.clone(), dir.path(), Options { max_segments: 8, ..options() }).expect("opens");
+    wal.request(100_000);
+    for number in 1..=1_000 {
+        append(&wal, number, 3000);
+        if number > 40 {
+            wal.settle(delivered(number - 40, number - 40, size));
+        }
+    }
+    let (made, last) = (*storage.0.lock().expect("not poisoned"), wal.state().next_lsn - 1);
+    wal.close().expect("closes");
+    assert_eq!(last, 1_000);
+    // Sixteen fit into each: some sixty rotations.
+    assert!(made <= 10, "{made} segments were made");
+}
+
+/// A disk that counts the files made.
+#[derive(Default)]
+struct Counting(Mutex<usize>);
+
+impl Storage for Counting {
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        *self.0.lock().expect("not poisoned") += 1;
+        DiskStorage.create_new(path)
+    }
+    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        DiskStorage.open(path)
+    }
+    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn File>> {
+        DiskStorage.open_read(path)
+    }
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        DiskStorage.rename(from, to)
+    }
+    fn unlink(&self, path: &Path) -> io::Result<()> {
+        DiskStorage.unlink(path)
+    }
+    fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
+        DiskStorage.list(directory)
+    }
+    fn sync_directory(&self, directory: &Path) -> io::Result<()> {
+        DiskStorage.sync_directory(directory)
+    }
 }
 
 #[test]
