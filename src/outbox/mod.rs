@@ -15,6 +15,7 @@ pub mod ledger;
 mod lock;
 mod scan;
 mod settling;
+mod sizes;
 mod space;
 mod status;
 mod totals;
@@ -24,7 +25,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-pub use directory::{Directory, DirectoryError, DirectoryOptions, Inspected, Paths};
+pub use directory::{Directory, DirectoryError, DirectoryOptions, Inspected};
 pub use ledger::{LedgerHealth, LedgerState};
 pub use scan::{Scan, ScanError, Scanned};
 pub use space::{NoRoom, Reservation, Share};
@@ -32,6 +33,7 @@ pub use status::{Blocked, LedgerStatus, Lifecycle, RouteStatus, Status, StatusFi
 
 use ledger::{Ledger, LedgerOptions};
 use settling::Settling;
+use sizes::Sizes;
 use space::Space;
 use totals::Totals;
 
@@ -151,7 +153,7 @@ impl Outbox {
         }
         let incarnation = clock::random_u64();
         let changed: Arc<OnceLock<Box<dyn Fn() + Send + Sync>>> = Arc::new(OnceLock::new());
-        let max_bytes = options.max_bytes.unwrap_or_else(|| default_max_bytes(directory.paths()));
+        let sizes = Sizes::of(options, directory.paths());
         let log_options = |segment_bytes: u32| {
             let changed = Arc::clone(&changed);
             let on_change = Arc::new(move || {
@@ -159,19 +161,19 @@ impl Outbox {
                     changed();
                 }
             });
-            let segments = u32::try_from(max_bytes / u64::from(segment_bytes)).unwrap_or(u32::MAX).max(4);
+            let segments = sizes.segments(segment_bytes);
             let base = wal::Options::new(*directory.id(), incarnation).with_segment_bytes(segment_bytes);
-            let record_bytes = base.record_bytes.min(record_bytes(options.max_message_bytes));
+            let record_bytes = base.record_bytes.min(sizes.record_bytes);
             wal::Options { max_segments: segments, record_bytes, on_change, ..base }
         };
         let open = |path: PathBuf, log_options: wal::Options| {
             Wal::open(Arc::clone(&options.storage), &path, log_options)
                 .map_err(|source| OutboxError::Log { directory: options.directory.clone(), source })
         };
-        let wal_options = log_options(options.segment_bytes);
+        let wal_options = log_options(sizes.segment_bytes);
         let (max_ranges, record_bytes) = (wal_options.max_ranges, u64::from(wal_options.record_bytes));
         let (wal, recovered) = open(directory.paths().wal(), wal_options)?;
-        let (dead, recovered_dead) = open(directory.paths().dead(), log_options(dead_segment_bytes(options)))?;
+        let (dead, recovered_dead) = open(directory.paths().dead(), log_options(sizes.dead_segment_bytes))?;
         let ledger = Ledger::open(&directory.paths().ledger(), options.ledger.clone());
         let mut damage = recovered.damage;
         damage.extend(recovered_dead.damage);
@@ -189,7 +191,7 @@ impl Outbox {
         Ok(Self {
             totals: Mutex::new(Totals::recovered(recovered.state.routes.iter())),
             settling: Mutex::new(Settling::recovered(recovered.state.settled)),
-            space: Space::new(u64::from(options.segment_bytes) / 2),
+            space: Space::new(u64::from(sizes.segment_bytes) / 2),
             numbers: AtomicU64::new(1),
             set_aside: AtomicU64::new(damaged::count(directory.paths())),
             directory,
@@ -405,22 +407,4 @@ impl Outbox {
     fn lock_totals(&self) -> MutexGuard<'_, Totals> {
         self.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Dead letters are few: their segments are as small as the largest message allows.
-fn dead_segment_bytes(options: &OutboxOptions) -> u32 {
-    let least = u32::try_from(options.max_message_bytes * 4).unwrap_or(u32::MAX).next_multiple_of(4096);
-    least.max(8 << 20).min(options.segment_bytes)
-}
-
-/// 16 GiB or 80 % of the free space, the smaller.
-fn default_max_bytes(paths: &Paths) -> u64 {
-    let free = rustix::fs::statvfs(paths.root()).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
-    (free / 10 * 8).min(crate::config::MAX_BYTES)
-}
-
-/// What the largest message takes on the disk, with its names, headers and, as a dead letter, its reason.
-fn record_bytes(max_message_bytes: usize) -> u32 {
-    const AROUND: usize = 64 << 10;
-    u32::try_from(max_message_bytes.saturating_add(AROUND)).unwrap_or(u32::MAX - 4095).next_multiple_of(4096)
 }
