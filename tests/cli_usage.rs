@@ -81,7 +81,12 @@ fn a_password_never_shows() {
         (format!("redis://user:{CANARY}@127.0.0.1:1?strem=orders"), 2),
         (format!("redis://user:{CANARY}@127.0.0.1:port?stream=orders"), 2),
         (format!("rdis://user:{CANARY}@127.0.0.1:1?stream=orders"), 2),
-        (format!("kafka://127.0.0.1:1/orders?security.protocol=sasl_plaintext&sasl.mechanism=PLAIN&sasl.username=u&sasl.password={CANARY}"), 3),
+        (
+            format!(
+                "kafka://127.0.0.1:1/orders?security.protocol=sasl_plaintext&sasl.mechanism=PLAIN&sasl.username=u&sasl.password={CANARY}"
+            ),
+            3,
+        ),
     ];
     for (url, code) in urls {
         let args = ["produce", "--drain-timeout", "1s", "--to", &url, "--outbox", outbox.to_str().unwrap()];

@@ -13,6 +13,7 @@ mod files;
 mod identity;
 pub mod ledger;
 mod lock;
+mod open;
 mod scan;
 mod settling;
 mod sizes;
@@ -20,79 +21,28 @@ mod space;
 mod status;
 mod totals;
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-pub use directory::{Directory, DirectoryError, DirectoryOptions, Inspected};
+pub use directory::{Directory, DirectoryError, Inspected};
 pub use ledger::{LedgerHealth, LedgerState};
+pub use open::{OutboxError, OutboxOptions};
 pub use scan::{Scan, ScanError, Scanned};
 pub use space::{NoRoom, Reservation, Share};
 pub use status::{Blocked, LedgerStatus, Lifecycle, RouteStatus, Status, StatusFile, Tally, TransportStatus};
 
-use ledger::{Ledger, LedgerOptions};
+use ledger::Ledger;
 use settling::Settling;
-use sizes::Sizes;
 use space::Space;
 use totals::Totals;
 
 use crate::clock;
 use crate::message::{MessageId, Outgoing, Route};
-use crate::wal::{self, Damage, DiskStorage, EntryRef, Lsn, Mark, Pending, Place, RangeSet, Storage, Wal, WalError};
+use crate::wal::{Damage, EntryRef, Lsn, Mark, Pending, Place, RangeSet, Wal, WalError};
 
 /// What became of an append.
 pub type AppendResult = Result<Lsn, Arc<WalError>>;
-
-/// What an outbox is opened with.
-#[derive(Clone)]
-pub struct OutboxOptions {
-    /// The directory, made if it is not there.
-    pub directory: PathBuf,
-    /// How long to wait for another process to let go of it.
-    pub lock_wait: Duration,
-    /// The size of a segment.
-    pub segment_bytes: u32,
-    /// The outbox's size; by default 16 GiB or 80 % of the free space.
-    pub max_bytes: Option<u64>,
-    /// The largest message.
-    pub max_message_bytes: usize,
-    /// The ledger's settings.
-    pub ledger: LedgerOptions,
-    /// Where the log's bytes go.
-    pub storage: Arc<dyn Storage>,
-}
-
-impl OutboxOptions {
-    /// The defaults, on a disk.
-    pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self {
-            directory: directory.into(),
-            lock_wait: Duration::ZERO,
-            segment_bytes: crate::config::SEGMENT_BYTES,
-            max_bytes: None,
-            max_message_bytes: crate::config::MAX_MESSAGE_BYTES,
-            ledger: LedgerOptions::default(),
-            storage: Arc::new(DiskStorage),
-        }
-    }
-}
-
-/// Why an outbox could not be opened. Nothing in it was changed.
-#[derive(Debug, thiserror::Error)]
-pub enum OutboxError {
-    /// The directory is not fit to hold an outbox.
-    #[error(transparent)]
-    Directory(#[from] DirectoryError),
-    /// The log cannot be opened.
-    #[error("outbox {}: {source}", directory.display())]
-    Log {
-        /// The outbox.
-        directory: PathBuf,
-        /// What the log says.
-        source: WalError,
-    },
-}
 
 /// What was found at opening.
 #[derive(Clone, Debug, Default)]
@@ -140,73 +90,6 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    /// Opens the outbox in a directory, or makes one.
-    ///
-    /// # Errors
-    /// The directory is unfit, held by another process, or its log cannot be read. Damage is no reason: it is set
-    /// aside, and reported in [`found`](Self::found).
-    pub fn open(options: &OutboxOptions) -> Result<Self, OutboxError> {
-        let directory_options = DirectoryOptions { lock_wait: options.lock_wait, id_from_log: Some(&wal::outbox_of) };
-        let directory = Directory::open(&options.directory, &directory_options)?;
-        if directory.created() {
-            tracing::info!(directory = %directory.paths().root().display(), "an outbox is made");
-        }
-        let incarnation = clock::random_u64();
-        let changed: Arc<OnceLock<Box<dyn Fn() + Send + Sync>>> = Arc::new(OnceLock::new());
-        let sizes = Sizes::of(options, directory.paths());
-        let log_options = |segment_bytes: u32| {
-            let changed = Arc::clone(&changed);
-            let on_change = Arc::new(move || {
-                if let Some(changed) = changed.get() {
-                    changed();
-                }
-            });
-            let segments = sizes.segments(segment_bytes);
-            let base = wal::Options::new(*directory.id(), incarnation).with_segment_bytes(segment_bytes);
-            let record_bytes = base.record_bytes.min(sizes.record_bytes);
-            wal::Options { max_segments: segments, record_bytes, on_change, ..base }
-        };
-        let open = |path: PathBuf, log_options: wal::Options| {
-            Wal::open(Arc::clone(&options.storage), &path, log_options)
-                .map_err(|source| OutboxError::Log { directory: options.directory.clone(), source })
-        };
-        let wal_options = log_options(sizes.segment_bytes);
-        let (max_ranges, record_bytes) = (wal_options.max_ranges, u64::from(wal_options.record_bytes));
-        let (wal, recovered) = open(directory.paths().wal(), wal_options)?;
-        let (dead, recovered_dead) = open(directory.paths().dead(), log_options(sizes.dead_segment_bytes))?;
-        let ledger = Ledger::open(&directory.paths().ledger(), options.ledger.clone());
-        let mut damage = recovered.damage;
-        damage.extend(recovered_dead.damage);
-        let found = Found {
-            pending: recovered
-                .state
-                .routes
-                .iter()
-                .filter(|(_, pending)| pending.count > 0)
-                .map(|(route, pending)| (route.clone(), *pending))
-                .collect(),
-            last_lsn: recovered.next_lsn - 1,
-            damage,
-        };
-        Ok(Self {
-            totals: Mutex::new(Totals::recovered(recovered.state.routes.iter())),
-            settling: Mutex::new(Settling::recovered(recovered.state.settled)),
-            space: Space::new(u64::from(sizes.segment_bytes) / 2),
-            numbers: AtomicU64::new(1),
-            set_aside: AtomicU64::new(damaged::count(directory.paths())),
-            directory,
-            incarnation,
-            wal,
-            dead,
-            dead_settled: recovered_dead.state.settled,
-            ledger,
-            found,
-            changed,
-            max_ranges,
-            record_bytes,
-        })
-    }
-
     /// Calls `changed` whenever more is durable, more space is usable, or the disk failed or was mended: on the log's
     /// threads, so it must be cheap. Once.
     pub fn on_change(&self, changed: impl Fn() + Send + Sync + 'static) {

@@ -16,12 +16,25 @@ const DEAD_SEGMENT_BYTES: u32 = 8 << 20;
 /// Names, headers and, of a dead letter, its reason.
 const AROUND_MESSAGE: usize = 64 << 10;
 
+/// The size of a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LogSize {
+    pub segment_bytes: u32,
+    pub segments: u32,
+}
+
+impl LogSize {
+    fn new(segment_bytes: u32, max_bytes: u64) -> Self {
+        let segments = u32::try_from(max_bytes / u64::from(segment_bytes)).unwrap_or(u32::MAX);
+        Self { segment_bytes, segments: segments.max(LEAST_SEGMENTS) }
+    }
+}
+
 /// The sizes that follow from the options and the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sizes {
-    pub max_bytes: u64,
-    pub segment_bytes: u32,
-    pub dead_segment_bytes: u32,
+    pub wal: LogSize,
+    pub dead: LogSize,
     /// What the largest message takes on the disk.
     pub record_bytes: u32,
 }
@@ -29,35 +42,28 @@ pub(super) struct Sizes {
 impl Sizes {
     /// Looks at the disk if the options leave the outbox's size open.
     pub fn of(options: &OutboxOptions, paths: &Paths) -> Self {
-        let disk = || free_bytes(paths.root()).saturating_add(log_bytes(paths));
-        Self::on(options, disk)
+        Self::on(options, || free_bytes(paths.root()).saturating_add(log_bytes(paths)))
     }
 
     /// `disk` tells what is free but for the outbox itself.
     fn on(options: &OutboxOptions, disk: impl FnOnce() -> u64) -> Self {
-        let message = options.max_message_bytes;
-        let record_bytes = whole_blocks(message.saturating_add(AROUND_MESSAGE));
-        let dead = whole_blocks(message.saturating_mul(4)).max(DEAD_SEGMENT_BYTES);
-        let with_segments = |max_bytes, segment_bytes| Self {
-            max_bytes,
-            segment_bytes,
-            dead_segment_bytes: dead.min(segment_bytes),
-            record_bytes,
-        };
-        match options.max_bytes {
-            Some(max_bytes) => with_segments(max_bytes, options.segment_bytes),
+        let record_bytes = whole_blocks(options.max_message_bytes.saturating_add(AROUND_MESSAGE));
+        let (max_bytes, segment_bytes) = match options.max_bytes {
+            Some(max_bytes) => (max_bytes, options.segment_bytes),
             None => {
                 let max_bytes = (disk() / 10 * 8).min(MAX_BYTES);
-                let least = record_bytes.saturating_mul(4);
-                let fitting = u32::try_from(max_bytes / SEGMENTS / 4096 * 4096).unwrap_or(u32::MAX).max(least);
-                with_segments(max_bytes, options.segment_bytes.min(fitting))
+                let fitting = u32::try_from(max_bytes / SEGMENTS / 4096 * 4096).unwrap_or(u32::MAX);
+                (max_bytes, options.segment_bytes.min(fitting.max(record_bytes.saturating_mul(4))))
             }
+        };
+        // Dead letters count in the whole: an eighth of it is theirs.
+        let for_dead = max_bytes / 8;
+        let dead_segment = whole_blocks(options.max_message_bytes.saturating_mul(4)).max(DEAD_SEGMENT_BYTES);
+        Self {
+            wal: LogSize::new(segment_bytes, max_bytes - for_dead),
+            dead: LogSize::new(dead_segment.min(segment_bytes), for_dead),
+            record_bytes,
         }
-    }
-
-    /// How many segments of a size there may be.
-    pub fn segments(&self, segment_bytes: u32) -> u32 {
-        u32::try_from(self.max_bytes / u64::from(segment_bytes)).unwrap_or(u32::MAX).max(LEAST_SEGMENTS)
     }
 }
 
@@ -83,12 +89,11 @@ mod tests {
     #[test]
     fn an_outbox_takes_most_of_a_small_disk_and_no_more_of_a_large_one() {
         let options = OutboxOptions::new("nowhere");
-        for (disk, max_bytes) in [(100 << 20, 80 << 20), (10 << 30, 8 << 30), (1 << 50, MAX_BYTES)] {
-            let sizes = Sizes::on(&options, || disk);
-            assert!(sizes.max_bytes.abs_diff(max_bytes) < 10, "{sizes:?}");
-            let segments = sizes.segments(sizes.segment_bytes);
-            assert!(segments >= 8 && u64::from(segments) * u64::from(sizes.segment_bytes) <= max_bytes, "{sizes:?}");
-            assert!(sizes.record_bytes <= sizes.segment_bytes / 4, "{sizes:?}");
+        for (disk, max_bytes) in [(100_u64 << 20, 80 << 20), (10 << 30, 8 << 30), (1 << 50, MAX_BYTES)] {
+            let Sizes { wal, record_bytes, .. } = Sizes::on(&options, || disk);
+            let bytes = u64::from(wal.segments) * u64::from(wal.segment_bytes);
+            assert!(wal.segments >= 7 && bytes <= max_bytes && bytes >= max_bytes / 4 * 3, "{disk}: {wal:?}");
+            assert!(record_bytes <= wal.segment_bytes / 4, "{disk}: {wal:?}");
         }
     }
 
@@ -96,7 +101,6 @@ mod tests {
     fn sizes_that_are_given_stay() {
         let options = OutboxOptions { max_bytes: Some(64 << 20), ..OutboxOptions::new("nowhere") };
         let sizes = Sizes::on(&options, || 0);
-        assert_eq!((sizes.max_bytes, sizes.segment_bytes), (64 << 20, options.segment_bytes));
-        assert_eq!(sizes.segments(sizes.segment_bytes), LEAST_SEGMENTS);
+        assert_eq!(sizes.wal, LogSize { segment_bytes: options.segment_bytes, segments: LEAST_SEGMENTS });
     }
 }

@@ -8,16 +8,19 @@ mod close;
 mod core;
 mod events;
 mod housekeeper;
+mod open_error;
 mod report;
 mod send;
+mod start;
 
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use builder::{Builder, OpenError, OpenErrorKind};
+pub use builder::Builder;
 pub use close::{CloseError, Closed, NotDrained};
 pub use events::Events;
+pub use open_error::{OpenError, OpenErrorKind};
 pub use send::SendFuture;
 
 use self::core::Core;

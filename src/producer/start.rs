@@ -1,0 +1,131 @@
+//! From checked settings to running threads.
+
+use std::collections::{HashMap, HashSet};
+use std::num::NonZeroU32;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use tokio::sync::broadcast;
+
+use super::core::{Core, Line, RoutePlan};
+use super::housekeeper;
+use super::open_error::{OpenError, OpenErrorKind};
+use crate::clock;
+use crate::config::{Config, OnPoison, Order, RouteConfig};
+use crate::drainer::{self, Dispatcher, DispatcherOptions, DrainOptions, Mail, WindowLimits, route_hash};
+use crate::message::Route;
+use crate::outbox::Outbox;
+use crate::schedule::Backoff;
+use crate::stats::Event;
+use crate::transport::{Monitor, Transport};
+
+/// A transport, its name, and the order that its routes keep unless they say otherwise.
+pub(super) type Named = (Arc<str>, Order, Arc<dyn Transport>);
+
+/// One transport's dispatcher and settings.
+pub(super) fn make_line(
+    config: &Config,
+    outbox: &Arc<Outbox>,
+    events: &broadcast::Sender<Event>,
+    name: Arc<str>,
+    order: Order,
+    transport: Arc<dyn Transport>,
+) -> Line {
+    let first = config.transports.first().is_none_or(|first| first.name.as_ref().is_none_or(|it| *it == name));
+    let default = RoutePlan { mode: config.mode, order };
+    let of_line = |route: &&RouteConfig| route.transport.as_ref().map_or(first, |it| *it == name);
+    let plan = |route: &RouteConfig| RoutePlan {
+        mode: route.mode.unwrap_or(default.mode),
+        order: route.order.unwrap_or(default.order),
+    };
+    let routes: HashMap<Arc<str>, RoutePlan> =
+        config.routes.iter().filter(of_line).map(|route| (Arc::clone(&route.destination), plan(route))).collect();
+    let events = events.clone();
+    let backlog: HashSet<u64> = outbox.found().pending.iter().map(|(route, _)| route_hash(route)).collect();
+    let options = DispatcherOptions {
+        name: Arc::clone(&name),
+        transport,
+        outbox: Arc::clone(outbox),
+        slots: config.slots,
+        window: WindowLimits { messages: config.window_messages, bytes: config.window_bytes },
+        first_attempt: config.first_attempt,
+        // Nobody may be listening: then there is nothing to tell.
+        events: Arc::new(move |event| drop(events.send(event))),
+    };
+    Line { name, dispatcher: Dispatcher::new(options, backlog), default, routes }
+}
+
+/// Starts transports, drainers and the housekeeper.
+pub(super) fn start(core: &Arc<Core>) -> Result<(), OpenError> {
+    let failed = |text: String| OpenError::new(OpenErrorKind::Transport, text);
+    // Weak: the outbox is held by the dispatchers, and so are the transports.
+    let dispatchers: Vec<Weak<Dispatcher>> = core.lines.iter().map(|line| Arc::downgrade(&line.dispatcher)).collect();
+    let bell = Arc::clone(&core.bell);
+    core.outbox.on_change(move || {
+        for dispatcher in dispatchers.iter().filter_map(Weak::upgrade) {
+            dispatcher.mailbox().kick();
+        }
+        bell.ring();
+    });
+    let mut threads = Vec::new();
+    for line in &core.lines {
+        let post = |dispatcher: &Weak<Dispatcher>, mail| {
+            if let Some(dispatcher) = dispatcher.upgrade() {
+                dispatcher.mailbox().post(mail);
+            }
+        };
+        let (news, routes) = (Arc::downgrade(&line.dispatcher), Arc::downgrade(&line.dispatcher));
+        let monitor = Monitor::new(
+            core.config.max_message_bytes,
+            move |availability| post(&news, Mail::Available(availability)),
+            move |route: &Route| post(&routes, Mail::RouteUp(route_hash(route))),
+        );
+        let name = &line.name;
+        line.dispatcher.transport().start(monitor).map_err(|error| failed(format!("transport `{name}`: {error}")))?;
+        let thread = drainer::start(&line.dispatcher, drain_options(&core.config, line));
+        threads.push(thread.map_err(|error| failed(format!("transport `{name}`: no thread: {error}")))?);
+    }
+    threads.push(housekeeper::start(core).map_err(|error| failed(format!("no thread: {error}")))?);
+    *super::core::lock(&core.threads) = threads;
+    Ok(())
+}
+
+fn drain_options(config: &Config, line: &Line) -> DrainOptions {
+    let poison: HashMap<Arc<str>, OnPoison> = config
+        .routes
+        .iter()
+        .filter(|route| route.transport.as_ref().is_none_or(|name| *name == line.name))
+        .filter_map(|route| Some((Arc::clone(&route.destination), route.on_poison?)))
+        .collect();
+    let default = config.on_poison;
+    DrainOptions {
+        backoff: Backoff { base: config.backoff_base, cap: config.backoff_cap, ..Backoff::default() },
+        window: config.window_messages,
+        redelivery_window: config.redelivery_window,
+        max_attempts: config.max_attempts,
+        rate: config.drain_rate.and_then(NonZeroU32::new),
+        most_lanes: crate::config::BLOCKED_LANES,
+        on_poison: Arc::new(move |destination| poison.get(destination).copied().unwrap_or(default)),
+        seed: clock::random_u64(),
+    }
+}
+
+/// One line at start if something is pending: how much, how old, where to.
+pub(super) fn tell_of_backlog(core: &Core) {
+    let found = core.outbox.found();
+    for damage in &found.damage {
+        tracing::error!(
+            segment = damage.segment, first_lsn = damage.first_lsn, last_lsn = damage.last_lsn,
+            reason = %damage.reason, "damage in the outbox"
+        );
+    }
+    let count: u64 = found.pending.iter().map(|(_, pending)| pending.count).sum();
+    if count == 0 {
+        return;
+    }
+    let bytes: u64 = found.pending.iter().map(|(_, pending)| pending.bytes).sum();
+    let oldest = found.pending.iter().map(|(_, pending)| pending.oldest).min().unwrap_or_default();
+    let age = Duration::from_millis(clock::unix_millis().saturating_sub(oldest).max(0).unsigned_abs());
+    let routes: Vec<String> = found.pending.iter().map(|(route, _)| route.to_string()).collect();
+    tracing::info!(count, bytes, oldest_age = ?age, routes = %routes.join(", "), "messages are pending from before");
+}
