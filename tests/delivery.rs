@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use outlast::testing::{Broker, Delivered};
 use outlast::transport::Class;
-use outlast::{Builder, Event, Fate, Message, MessageId, Mode, OnPoison, Producer, Receipt, RouteConfig, SendErrorKind};
+use outlast::{
+    Builder, Event, Fate, Message, MessageId, Mode, OnPoison, Producer, Receipt, RouteConfig, SendErrorKind,
+};
 use tempfile::TempDir;
 
 const LONG: Duration = Duration::from_secs(20);
