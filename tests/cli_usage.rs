@@ -151,7 +151,7 @@ fn an_outbox_that_is_no_directory_of_ours_is_refused_and_left_alone() {
         Ok(()) => foreign,
         Err(_) => "/etc".into(),
     };
-    refused.push((foreign.clone(), "owne"));
+    refused.push((foreign.clone(), "belongs to user"));
     for (outbox, reason) in refused {
         let output = produce(NOBODY, &outbox, &[], b"a line\n");
         assert_eq!(output.code, Some(1), "{}: {output:?}", outbox.display());

@@ -150,6 +150,10 @@ impl Drain {
         let rows = self.dispatcher.outbox().ledger().lanes(self.options.most_lanes);
         let rows = rows.unwrap_or_default();
         self.earlier = rows.into_iter().map(|(key, row)| ((key.route, key.lane), row.attempts)).collect();
+        if self.cursor > self.backlog_end {
+            // Nothing is pending: there is nothing to walk first, broker or none.
+            self.end_backlog();
+        }
     }
 
     /// Why the log cannot be read, if it cannot.

@@ -16,6 +16,7 @@ mod lock;
 mod open;
 mod scan;
 mod settling;
+mod sizes;
 mod space;
 mod status;
 mod totals;

@@ -6,9 +6,10 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use super::damaged;
-use super::directory::{Directory, DirectoryError, DirectoryOptions, Paths};
+use super::directory::{Directory, DirectoryError, DirectoryOptions};
 use super::ledger::{Ledger, LedgerOptions};
 use super::settling::Settling;
+use super::sizes::{LogSize, Sizes};
 use super::space::Space;
 use super::totals::Totals;
 use super::{Found, Outbox};
@@ -79,29 +80,26 @@ impl Outbox {
         }
         let incarnation = clock::random_u64();
         let changed: Arc<OnceLock<Box<dyn Fn() + Send + Sync>>> = Arc::new(OnceLock::new());
-        let max_bytes = options.max_bytes.unwrap_or_else(|| default_max_bytes(directory.paths()));
-        // Dead letters count in the whole: an eighth of it is theirs.
-        let for_dead = max_bytes / 8;
-        let log_options = |segment_bytes: u32, max_bytes: u64| {
+        let sizes = Sizes::of(options, directory.paths());
+        let log_options = |size: LogSize| {
             let changed = Arc::clone(&changed);
             let on_change = Arc::new(move || {
                 if let Some(changed) = changed.get() {
                     changed();
                 }
             });
-            let segments = u32::try_from(max_bytes / u64::from(segment_bytes)).unwrap_or(u32::MAX).max(4);
-            let base = wal::Options::new(*directory.id(), incarnation).with_segment_bytes(segment_bytes);
-            let record_bytes = base.record_bytes.min(record_bytes(options.max_message_bytes));
-            wal::Options { max_segments: segments, record_bytes, on_change, ..base }
+            let base = wal::Options::new(*directory.id(), incarnation).with_segment_bytes(size.segment_bytes);
+            let record_bytes = base.record_bytes.min(sizes.record_bytes);
+            wal::Options { max_segments: size.segments, record_bytes, on_change, ..base }
         };
         let open = |path: PathBuf, log_options: wal::Options| {
             Wal::open(Arc::clone(&options.storage), &path, log_options)
                 .map_err(|source| OutboxError::Log { directory: options.directory.clone(), source })
         };
-        let wal_options = log_options(options.segment_bytes, max_bytes - for_dead);
+        let wal_options = log_options(sizes.wal);
         let (max_ranges, record_bytes) = (wal_options.max_ranges, u64::from(wal_options.record_bytes));
         let (wal, recovered) = open(directory.paths().wal(), wal_options)?;
-        let dead_options = log_options(dead_segment_bytes(options), for_dead);
+        let dead_options = log_options(sizes.dead);
         let (dead, recovered_dead) = open(directory.paths().dead(), dead_options)?;
         // So that a dead letter finds room on a disk that is full by then.
         dead.request(record_bytes);
@@ -122,7 +120,7 @@ impl Outbox {
         Ok(Self {
             totals: Mutex::new(Totals::recovered(recovered.state.routes.iter())),
             settling: Mutex::new(Settling::recovered(recovered.state.settled)),
-            space: Space::new(u64::from(options.segment_bytes) / 2),
+            space: Space::new(u64::from(sizes.wal.segment_bytes) / 2),
             numbers: AtomicU64::new(1),
             set_aside: AtomicU64::new(damaged::count(directory.paths())),
             directory,
@@ -137,22 +135,4 @@ impl Outbox {
             record_bytes,
         })
     }
-}
-
-/// Dead letters are few: their segments are as small as the largest message allows.
-fn dead_segment_bytes(options: &OutboxOptions) -> u32 {
-    let least = u32::try_from(options.max_message_bytes * 4).unwrap_or(u32::MAX).next_multiple_of(4096);
-    least.max(8 << 20).min(options.segment_bytes)
-}
-
-/// 16 GiB or 80 % of the free space, the smaller.
-fn default_max_bytes(paths: &Paths) -> u64 {
-    let free = rustix::fs::statvfs(paths.root()).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize));
-    (free / 10 * 8).min(crate::config::MAX_BYTES)
-}
-
-/// What the largest message takes on the disk, with its names, headers and, as a dead letter, its reason.
-fn record_bytes(max_message_bytes: usize) -> u32 {
-    const AROUND: usize = 64 << 10;
-    u32::try_from(max_message_bytes.saturating_add(AROUND)).unwrap_or(u32::MAX - 4095).next_multiple_of(4096)
 }

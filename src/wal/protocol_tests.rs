@@ -210,6 +210,13 @@ fn a_full_disk_refuses_and_goes_on_when_there_is_room_again() {
     rig.run();
     assert!(rig.outcomes()[0].1.is_err());
     assert!(rig.wal.space().last_error.is_some_and(|trouble| trouble.no_space));
+    // It was tried again whenever somebody asked for space: thousands of times a second, as long as the disk was full.
+    let tries = storage.trace().len();
+    for _ in 0..100 {
+        rig.wal.request(1);
+        rig.run();
+    }
+    assert_eq!(storage.trace().len(), tries, "a full disk is tried again after a second, not at each request");
     storage.kill();
     rig.append(10);
     rig.wait(1100);

@@ -79,8 +79,8 @@ impl Space {
     }
 
     pub fn set_target(&mut self, usable: u64) {
+        // A disk that failed just now is left alone all the same: whoever waits for space asks again and again.
         self.target = usable;
-        self.retry_at = None;
     }
 
     pub fn set_room(&mut self, room: u64, overhead: u64) {
@@ -208,9 +208,15 @@ pub(super) fn tick(shared: &Shared, now: Instant) -> Turn {
     };
     let mut space = shared.space();
     match outcome {
-        Ok(()) => space.last_error = None,
+        Ok(()) => {
+            if space.last_error.take().is_some() {
+                tracing::info!("segments can be made ready again");
+            }
+        }
         Err(error) => {
-            tracing::warn!(%error, "a segment could not be made ready; trying again in a second");
+            if space.last_error.is_none() {
+                tracing::warn!(%error, "a segment could not be made ready; it is tried again each second");
+            }
             space.last_error = Some(Trouble::from(&error));
             space.retry_at = Some(now + RETRY);
         }
