@@ -18,7 +18,7 @@ use crate::config::{Config, EVENTS, Mode, OnPoison, Order, RouteConfig, Transpor
 use crate::outbox::{Outbox, OutboxOptions, StatusFile};
 use crate::transport::{self, BrokerUrl, Transport};
 
-/// Makes a [`Producer`].
+/// Makes a [`Producer`]. Defaults and bounds are those of the fields of the same names in [`Config`].
 ///
 /// ```no_run
 /// # async fn f() -> Result<(), outlast::OpenError> {

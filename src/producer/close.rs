@@ -38,7 +38,7 @@ pub struct NotDrained {
 }
 
 impl Producer {
-    /// Waits until nothing is pending and nothing is in flight.
+    /// Waits until nothing is pending, in flight or waiting for space. A dead letter is not pending.
     ///
     /// # Errors
     /// Something still is after `timeout`. It is delivered later all the same.
