@@ -88,6 +88,7 @@ pub struct TransportConfig {
     #[serde(default)]
     pub name: Option<Arc<str>>,
     /// `kafka://host:port[,host:port][/TOPIC][?option=value]`, `redis://[user@]host:port[/db][?stream=NAME]`, `rediss://…`.
+    /// Where it has a password, serializing this writes it down.
     pub url: String,
     /// The password, where the URL has none.
     #[serde(default, skip_serializing)]

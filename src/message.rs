@@ -136,7 +136,8 @@ pub struct Message {
 }
 
 impl Message {
-    /// A message for a topic or stream, with an empty payload.
+    /// A message for a topic or stream, with an empty payload. The name must be one that the broker allows (Kafka: at
+    /// most 249 of `a-z A-Z 0-9 . _ -`), or [`Invalid`](crate::SendErrorKind::Invalid) is what `send` says.
     pub fn to(destination: impl Into<Arc<str>>) -> Self {
         Self {
             via: None,
@@ -189,7 +190,7 @@ impl Message {
         self
     }
 
-    /// Adds a header.
+    /// Adds a header, behind those there are; at most 1,000. The name must not be empty, nor [`ID_HEADER`].
     pub fn header(mut self, name: impl Into<Arc<str>>, value: impl Into<Bytes>) -> Self {
         self.headers.push(Header { name: name.into(), value: Some(value.into()) });
         self
@@ -207,7 +208,8 @@ impl Message {
         self
     }
 
-    /// Chooses the Kafka partition; without it the configured partitioner does. Redis ignores it.
+    /// Chooses the Kafka partition, from zero; without it the configured partitioner does. Redis ignores it. A message
+    /// for a partition that the topic lacks waits until it has it.
     pub fn partition(mut self, partition: i32) -> Self {
         self.partition = Some(partition);
         self

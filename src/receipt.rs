@@ -24,7 +24,7 @@ pub enum Receipt {
     Stored {
         /// Its identity, in the outbox and at the broker.
         id: MessageId,
-        /// Its place in the log.
+        /// Its place in the log: 1, 2, 3, …, across restarts; not used again.
         lsn: u64,
         /// Resolves when it is delivered, or dead. Dropping it changes nothing for the message.
         delivery: Delivery,

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use outlast::testing::{Broker, Delivered};
 use outlast::transport::Class;
-use outlast::{Builder, Event, Fate, Message, MessageId, Mode, OnPoison, Producer, Receipt, SendErrorKind};
+use outlast::{
+    Builder, Event, Fate, Message, MessageId, Mode, OnPoison, Producer, Receipt, RouteConfig, SendErrorKind,
+};
 use tempfile::TempDir;
 
 const LONG: Duration = Duration::from_secs(20);
@@ -268,5 +270,17 @@ async fn the_first_of_a_lane_that_fails_is_stored_before_those_sent_after_it() {
     producer.drained(LONG).await.unwrap();
     assert_eq!((producer.stats().dead, broker.delivered().len()), (1, 19));
     assert_in_order(&broker.delivered(), 19);
+    producer.close(LONG).await.unwrap();
+}
+
+/// Settings of a route that names no transport went to the routes of that name on every transport.
+#[tokio::test]
+async fn a_routes_settings_are_its_own_transports_alone() {
+    let (dir, first, second) = (TempDir::new().unwrap(), Broker::new(), Broker::new());
+    let orders = RouteConfig { destination: "orders".into(), mode: Some(Mode::WriteAhead), ..RouteConfig::default() };
+    let builder = builder(&dir, &first).custom_transport("second", second.transport());
+    let producer = builder.route(orders).open().await.unwrap();
+    assert!(!producer.send(message(1, 1)).await.unwrap().is_delivered());
+    assert!(producer.send(message(1, 1).via("second")).await.unwrap().is_delivered());
     producer.close(LONG).await.unwrap();
 }

@@ -16,6 +16,7 @@ mod from_future_producer;
 mod test_an_outage;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use outlast::Producer;
@@ -32,6 +33,36 @@ fn the_readme_shows_the_quick_start_as_it_is() {
     let program = include_str!("../examples/quick_start.rs");
     let code: Vec<&str> = program.lines().skip_while(|line| line.starts_with("//!") || line.is_empty()).collect();
     assert!(include_str!("../README.md").contains(&code.join("\n")), "README.md and examples/quick_start.rs differ");
+}
+
+/// What the readme says happens is shown by tests; a claim must not outlive its test.
+#[test]
+fn every_test_that_the_readme_names_is_there() {
+    let mut code = String::new();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut directories = vec![root.join("src"), root.join("tests")];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                code += &std::fs::read_to_string(path).unwrap();
+            }
+        }
+    }
+    let table = include_str!("../README.md").split("\n## ").find(|part| part.starts_with("What happens when")).unwrap();
+    let rows: Vec<&str> = table.lines().filter(|line| line.starts_with("| ")).skip(1).collect();
+    for row in &rows {
+        let shown_by = row.trim_end_matches('|').rsplit('|').next().unwrap();
+        let names: Vec<&str> = shown_by.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "nothing shows it: {row}");
+        for name in names {
+            let function = name.rsplit("::").next().unwrap();
+            assert!(code.contains(&format!("fn {function}(")), "there is no test {name}");
+        }
+    }
+    assert!(rows.len() > 10, "the table was not found");
 }
 
 #[tokio::test]

@@ -107,6 +107,8 @@ struct File {
     writing: usize,
     dirty: bool,
     syncing_dirty: bool,
+    /// A sync of it never returned, or failed.
+    failed: bool,
     /// Its present name is not covered by a sync of the directory.
     unnamed: bool,
     naming: bool,
@@ -134,7 +136,7 @@ fn check(steps: &[Step], wal: &str) -> Seen {
             Step::Write { file, messages } => {
                 if let Some(before) = current.as_ref().filter(|before| *before != file && is_segment(file)) {
                     let before_file = files.entry(before.clone()).or_default();
-                    if before_file.writing > 0 || before_file.dirty || before_file.syncing_dirty {
+                    if before_file.writing > 0 || before_file.dirty || before_file.syncing_dirty || before_file.failed {
                         seen.faults.push(format!("{file} is written before {before} is synced"));
                     }
                 }
@@ -162,6 +164,8 @@ fn check(steps: &[Step], wal: &str) -> Seen {
                 let known = files.entry(file.clone()).or_default();
                 // A write that still runs is not covered.
                 if known.writing == 0 {
+                    // What an earlier sync did not confirm, no later one does.
+                    known.failed |= known.syncing_dirty;
                     known.syncing = std::mem::take(&mut known.unsynced);
                     known.syncing_dirty = std::mem::take(&mut known.dirty);
                 }
@@ -247,7 +251,7 @@ fn doctored_traces_are_found_out(steps: &[Step], wal: &str) {
         seen.faults
     };
     let is_sync = |step: &Step| matches!(step, Step::Synced { file } if is_segment(file));
-    let syncs: Vec<usize> = (0..steps.len()).filter(|&at| is_sync(&steps[at])).collect();
+    let has_messages = |step: &Step| matches!(step, Step::Write { messages, .. } if !messages.is_empty());
 
     let without: Vec<Step> = steps.iter().filter(|step| !is_sync(step)).cloned().collect();
     assert!(faults(without, "no segment is ever synced").len() >= MESSAGES);
@@ -256,9 +260,13 @@ fn doctored_traces_are_found_out(steps: &[Step], wal: &str) {
     assert!(faults(without, "the directory is never synced").len() >= MESSAGES);
 
     // An ack moved before the sync that made its message durable, in the middle of a segment.
-    let at = *syncs.iter().find(|&&at| at > steps.len() / 2 && matches!(steps[at + 1], Step::Ack { .. })).unwrap();
+    let write = steps.len() / 2 + steps[steps.len() / 2..].iter().position(has_messages).unwrap();
+    let Step::Write { messages, .. } = &steps[write] else { unreachable!("it was looked for") };
+    let sync = write + steps[write..].iter().position(is_sync).unwrap();
+    let ack = steps.iter().position(|step| *step == Step::Ack { message: messages[0] }).unwrap();
     let mut moved = steps.to_vec();
-    moved.swap(at, at + 1);
+    let early = moved.remove(ack);
+    moved.insert(sync, early);
     assert_eq!(faults(moved, "an ack before its sync").len(), 1);
 
     // The sync of the directory behind one rotation is moved behind the next ack.

@@ -126,7 +126,7 @@ pub struct PendingMessage {
     pub payload: Option<Bytes>,
     /// Its headers.
     pub headers: Vec<Header>,
-    /// When it was accepted, or what the application set.
+    /// When it was accepted, or what the application set, in milliseconds since 1970.
     pub timestamp: i64,
     /// The message as it was sent.
     pub message: Message,

@@ -5,13 +5,11 @@
 //! confirmation and the drainer's next attempt all come back to the same dispatcher. The drainer is a thin loop
 //! around [`Drain::tick`].
 
-mod catchup;
 mod dispatcher;
 mod drain;
 mod entry;
 mod gate;
 mod mailbox;
-mod news;
 mod slot;
 mod view;
 mod window;

@@ -18,7 +18,7 @@ use crate::config::{Config, EVENTS, Mode, OnPoison, Order, RouteConfig, Transpor
 use crate::outbox::{Outbox, OutboxOptions, StatusFile};
 use crate::transport::{self, BrokerUrl, Transport};
 
-/// Makes a [`Producer`].
+/// Makes a [`Producer`]. Defaults and bounds are those of the fields of the same names in [`Config`].
 ///
 /// ```no_run
 /// # async fn f() -> Result<(), outlast::OpenError> {
@@ -187,7 +187,10 @@ impl Builder {
     /// As `open`.
     pub fn open_blocking(self) -> Result<Producer, OpenError> {
         let transports = self.check()?;
-        let config = self.config;
+        let mut config = self.config;
+        for route in &mut config.routes {
+            route.transport = route.transport.take().or_else(|| transports.first().map(|(name, ..)| Arc::clone(name)));
+        }
         let outbox = Arc::new(Outbox::open(&OutboxOptions {
             lock_wait: config.lock_wait,
             segment_bytes: config.segment_bytes,

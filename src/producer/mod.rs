@@ -34,8 +34,9 @@ const SEND_ALL_WINDOW: usize = 1_000;
 
 /// Hands messages to brokers, and stores those that a broker does not take.
 ///
-/// Clones share everything. When the last one is dropped without [`close`](Self::close), what is in flight is left
-/// to its threads for a moment and then stored as far as it can be; only `close` tells how that went.
+/// Clones share everything, and any number of threads and tasks may send. When the last clone is dropped without
+/// [`close`](Self::close), what is in flight is given half a second, and then stored as far as it can be, on a thread of
+/// its own; only `close` tells how that went, and whether it went before the process ended.
 #[derive(Clone)]
 pub struct Producer {
     core: Arc<Core>,
@@ -53,7 +54,8 @@ impl Producer {
         Builder::default()
     }
 
-    /// Opens the outbox in a directory, for one broker, with the defaults.
+    /// Opens the outbox in a directory, for one broker, with the defaults (see [`Config`](crate::Config)). The
+    /// directory is made if it is not there, for this user alone. What is pending in it is delivered from now on.
     ///
     /// # Errors
     /// See [`OpenErrorKind`]. The broker need not be there.
@@ -92,13 +94,12 @@ impl Producer {
         Ok(SendFuture::entered(&self.core, entered))
     }
 
-    /// As [`send`](Self::send), and blocks until the message is accepted.
+    /// As [`send`](Self::send), and blocks the thread until the message is accepted or is not: for `first_attempt`,
+    /// `space_wait` and a sync of the disk at most, as a rule. On a runtime's thread that stalls other tasks, but never
+    /// this message.
     ///
     /// # Errors
     /// As the future of `send`.
-    ///
-    /// # Panics
-    /// Blocks the thread it is called on: on a runtime's thread that stalls other tasks, but never this message.
     pub fn blocking_send(&self, message: Message) -> Result<Receipt, SendError> {
         pollster::block_on(self.send(message))
     }
@@ -110,7 +111,8 @@ impl Producer {
     /// that were not, and the rest, which was not tried.
     ///
     /// # Cancel safety
-    /// Dropping the future stops watching those that are under way; the rest is never sent.
+    /// Dropping the future drops the [`SendFuture`]s of those that are under way, at most 1,000; the rest is never
+    /// sent.
     pub async fn send_all(&self, messages: impl IntoIterator<Item = Message>) -> Result<Vec<Receipt>, SendAllError> {
         let mut messages = messages.into_iter();
         let mut under_way = std::collections::VecDeque::new();
@@ -132,17 +134,19 @@ impl Producer {
         }
     }
 
-    /// What happens from now on.
+    /// What happens from now on: what became of stored messages, failures, brokers that come and go.
     pub fn events(&self) -> Events {
         Events(self.core.events.subscribe())
     }
 
-    /// Counts now.
+    /// Counts since the producer was opened, and what is pending now. Reads counters; cheap enough to be asked each
+    /// second.
     pub fn stats(&self) -> Stats {
         self.core.stats()
     }
 
-    /// What an operator should know.
+    /// What an operator should know: what waits for somebody to mend something, what was set aside, a disk or a
+    /// ledger that does not work, dead letters. A broker that is merely down is told, too.
     pub fn health(&self) -> Health {
         self.core.health()
     }

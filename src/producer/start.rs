@@ -22,7 +22,7 @@ use crate::transport::{Monitor, Transport};
 /// A transport, its name, and the order that its routes keep unless they say otherwise.
 pub(super) type Named = (Arc<str>, Order, Arc<dyn Transport>);
 
-/// One transport's dispatcher and settings.
+/// One transport's dispatcher and settings. Every route of the configuration names its transport by now.
 pub(super) fn make_line(
     config: &Config,
     outbox: &Arc<Outbox>,
@@ -31,9 +31,8 @@ pub(super) fn make_line(
     order: Order,
     transport: Arc<dyn Transport>,
 ) -> Line {
-    let first = config.transports.first().is_none_or(|first| first.name.as_ref().is_none_or(|it| *it == name));
     let default = RoutePlan { mode: config.mode, order };
-    let of_line = |route: &&RouteConfig| route.transport.as_ref().map_or(first, |it| *it == name);
+    let of_line = |route: &&RouteConfig| route.transport.as_ref() == Some(&name);
     let plan = |route: &RouteConfig| RoutePlan {
         mode: route.mode.unwrap_or(default.mode),
         order: route.order.unwrap_or(default.order),
@@ -94,7 +93,7 @@ fn drain_options(config: &Config, line: &Line) -> DrainOptions {
     let poison: HashMap<Arc<str>, OnPoison> = config
         .routes
         .iter()
-        .filter(|route| route.transport.as_ref().is_none_or(|name| *name == line.name))
+        .filter(|route| route.transport.as_ref() == Some(&line.name))
         .filter_map(|route| Some((Arc::clone(&route.destination), route.on_poison?)))
         .collect();
     let default = config.on_poison;

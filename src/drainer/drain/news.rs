@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::catchup::lane_or_own;
-use super::dispatcher::{Again, route_hash};
-use super::drain::{Back, Drain};
-use super::entry::Entry;
-use super::mailbox::Mail;
+use super::{Back, Drain};
 use crate::clock;
+use crate::drainer::dispatcher::{Again, route_hash};
+use crate::drainer::entry::Entry;
+use crate::drainer::mailbox::Mail;
 use crate::message::{Lane, Outgoing, Position, Route};
 use crate::outbox::ledger::LaneRow;
 use crate::receipt::Fate;

@@ -1,0 +1,132 @@
+//! First attempts: handed over, made to wait for room, or stored at once.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use super::{Dispatcher, lock};
+use crate::drainer::entry::{Entry, Phase, Verdict};
+use crate::drainer::mailbox::Mail;
+use crate::drainer::slot::Slot;
+use crate::drainer::window::Full;
+use crate::message::Outgoing;
+use crate::outbox::Reservation;
+use crate::transport::{Class, Failure, Handover, Recipient, Scope, Ticket};
+
+/// How many slots with waiting messages are tried when room appears.
+const PUMP: usize = 16;
+
+impl Dispatcher {
+    /// Sends a new message: hands it over, or stores it. The place in its lane is fixed when this returns.
+    pub fn send(
+        self: &Arc<Self>,
+        message: Arc<Outgoing>,
+        direct: bool,
+        reservation: Option<Reservation>,
+    ) -> oneshot::Receiver<Verdict> {
+        let (waiter, verdict) = oneshot::channel();
+        let deadline = Instant::now() + self.first_attempt;
+        let entry = Entry::first(self, message, deadline, waiter, reservation);
+        let partition = self.transport.partition(&entry.message);
+        entry.state().partition = partition;
+        let mut slot = self.slot(entry.slot);
+        if !direct || self.must_store(&slot, &entry, partition) {
+            self.store(&mut slot, &entry);
+        } else if slot.first_waiting().is_some() || lock(&self.window).enter(self.load(&entry, partition)).is_err() {
+            entry.state().phase = Phase::Waiting;
+            slot.push(&entry);
+            self.busy.mark(entry.slot);
+            lock(&self.waiting).push_back(entry.slot);
+        } else {
+            slot.push(&entry);
+            self.busy.mark(entry.slot);
+            if !self.hand_over(&mut slot, &entry) {
+                lock(&self.waiting).push_back(entry.slot);
+            }
+        }
+        verdict
+    }
+
+    /// Hands a first attempt to the transport. The slot has it in play, the window counts it.
+    ///
+    /// False: its partition owns as much as the transport lets it, so it goes on waiting.
+    pub(super) fn hand_over(self: &Arc<Self>, slot: &mut Slot, entry: &Arc<Entry>) -> bool {
+        entry.state().phase = Phase::Owned;
+        let partition = entry.state().partition;
+        let Err(failure) = self.submit(entry) else { return true };
+        lock(&self.window).leave(self.load(entry, partition));
+        if is_share_full(&failure) {
+            entry.state().phase = Phase::Waiting;
+            return false;
+        }
+        entry.state().phase = Phase::Idle;
+        self.post_first_failure(entry, partition, &failure);
+        self.store(slot, entry);
+        slot.remove(entry);
+        true
+    }
+
+    pub(super) fn submit(&self, entry: &Arc<Entry>) -> Result<(), Arc<Failure>> {
+        self.counters.attempts.fetch_add(1, Ordering::Relaxed);
+        let ticket = Ticket::new(Arc::clone(entry) as Arc<dyn Recipient>);
+        let handover = Handover { message: Arc::clone(&entry.message), alone: entry.alone, ticket };
+        self.transport.submit(handover).map_err(|refused| {
+            refused.handover.ticket.withdraw();
+            refused.failure
+        })
+    }
+
+    /// Hands over what waits, as far as there is room. Each round takes the first waiting message of a slot, so that
+    /// two threads in here cannot turn a lane's messages round.
+    pub(super) fn pump(self: &Arc<Self>) {
+        let mut without_room = Vec::new();
+        while without_room.len() < PUMP {
+            let Some(index) = lock(&self.waiting).pop_front() else { break };
+            let mut slot = self.slot(index);
+            let Some(entry) = slot.first_waiting() else { continue };
+            let partition = self.transport.partition(&entry.message);
+            entry.state().partition = partition;
+            if self.must_store(&slot, &entry, partition) {
+                self.store(&mut slot, &entry);
+                continue;
+            }
+            match lock(&self.window).enter(self.load(&entry, partition)) {
+                Ok(()) => {}
+                Err(full) => {
+                    without_room.push(index);
+                    if full == Full::Window {
+                        break;
+                    }
+                    continue;
+                }
+            }
+            if !self.hand_over(&mut slot, &entry) {
+                without_room.push(index);
+            }
+        }
+        if !without_room.is_empty() {
+            let mut waiting = lock(&self.waiting);
+            without_room.into_iter().rev().for_each(|index| waiting.push_front(index));
+        }
+    }
+
+    pub(super) fn must_store(&self, slot: &Slot, entry: &Entry, partition: Option<i32>) -> bool {
+        (entry.lane().is_some() && !slot.is_open()) || self.gate.is_shut(entry.route, partition, entry.lane())
+    }
+
+    pub(super) fn post_first_failure(&self, entry: &Entry, partition: Option<i32>, failure: &Arc<Failure>) {
+        self.mailbox.post(Mail::FirstFailed {
+            route: entry.message.route.clone(),
+            partition,
+            lane: entry.lane(),
+            failure: Arc::clone(failure),
+        });
+    }
+}
+
+/// Whether a transport refused a message only because its partition owns as much as it may: a report makes room.
+pub(super) fn is_share_full(failure: &Failure) -> bool {
+    failure.class == Class::Transient && matches!(failure.scope, Scope::Partition(_))
+}

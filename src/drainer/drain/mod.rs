@@ -1,0 +1,280 @@
+//! The drainer's tick: bounded, synchronous, told the time.
+//!
+//! It may assume that it alone hands stored messages to its transport, and that the dispatcher keeps what happens
+//! under a slot's lock in order. It refuses to hand over a message while an earlier one of its lane is stored and
+//! owned by nobody: what failed comes first, then what was passed over, then what is new; and what falls under a
+//! block, until that is gone, is passed over.
+
+mod catchup;
+mod news;
+mod pass;
+mod skip;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use catchup::{CatchUp, Unindexed};
+use skip::PROBE_RETRY;
+
+use super::dispatcher::{Again, Attempt, Dispatcher};
+use super::mailbox::Mail;
+use crate::config::OnPoison;
+use crate::message::Outgoing;
+use crate::outbox::{Scan, ScanError};
+use crate::schedule::{Backoff, BlockKey, BlockState, Blocks, Pacer, Rate};
+use crate::transport::Failure;
+use crate::wal::{Lsn, Place};
+
+/// Messages looked at in a tick, of each kind.
+const BATCH: usize = 512;
+/// How long after the log could not be read it is tried again.
+const READ_RETRY: Duration = Duration::from_secs(1);
+/// How long after it is looked again whether settlements were written.
+const RECORD_RETRY: Duration = Duration::from_millis(20);
+/// How long what a blocked transport or partition owns is waited for, before it is looked again.
+const OWNED_RETRY: Duration = Duration::from_secs(1);
+
+/// A run of the log that the ledger knows the place of.
+const RUN_BYTES: u64 = 64 << 10;
+
+/// What the drainer is told about its work.
+#[derive(Clone)]
+pub struct DrainOptions {
+    /// Pace of attempts.
+    pub backoff: Backoff,
+    /// Messages it may have in flight.
+    pub window: usize,
+    /// In flight, plus delivered and not recorded.
+    pub redelivery_window: usize,
+    /// Attempts after which a message is dead.
+    pub max_attempts: Option<u32>,
+    /// Messages a second.
+    pub rate: Option<NonZeroU32>,
+    /// Single lanes kept blocked apart.
+    pub most_lanes: usize,
+    /// What happens to poison, by destination.
+    pub on_poison: Arc<dyn Fn(&str) -> OnPoison + Send + Sync>,
+    /// For the jitter.
+    pub seed: u64,
+}
+
+/// A stored message that failed and waits to be handed over again.
+pub(super) struct Back {
+    pub message: Arc<Outgoing>,
+}
+
+/// What a tick leaves to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// There is more: call again.
+    More,
+    /// Nothing before somebody rings, or before then.
+    Idle(Option<Instant>),
+}
+
+/// The drainer of one transport.
+pub struct Drain {
+    pub(super) dispatcher: Arc<Dispatcher>,
+    pub(super) options: DrainOptions,
+    pub(super) blocks: Blocks,
+    pub(super) pacer: Pacer,
+    pub(super) rng: fastrand::Rng,
+    pub(super) down: Option<Arc<Failure>>,
+    pub(super) returned: BTreeMap<Lsn, Back>,
+    pub(super) probes: HashMap<Lsn, BlockKey>,
+    pub(super) earlier: HashMap<(u64, u128), u32>,
+    pub(super) cursor: Lsn,
+    pub(super) transport_attempts: u32,
+    pub(super) view_changed: bool,
+    catch_ups: HashMap<BlockKey, CatchUp>,
+    unindexed: Unindexed,
+    rows: u64,
+    ledger_generation: u64,
+    rate: Option<Rate>,
+    scan: Scan,
+    frame: VecDeque<(Lsn, Place, Arc<Outgoing>)>,
+    run: u64,
+    backlog_end: Lsn,
+    backlog: bool,
+    read_error: Option<(ScanError, Instant)>,
+    mail: Vec<Mail>,
+}
+
+/// Why the stages of a tick stop.
+pub(super) enum Halt {
+    /// There is no room, or nothing may be handed over now; a ring changes that.
+    Wait,
+    /// Until then.
+    Until(Instant),
+}
+
+impl Drain {
+    /// A drainer that begins with the first pending message.
+    pub fn new(dispatcher: Arc<Dispatcher>, options: DrainOptions) -> Self {
+        let outbox = Arc::clone(dispatcher.outbox());
+        let first = outbox.first_pending();
+        let backlog_end = outbox.found().last_lsn;
+        Self {
+            blocks: Blocks::new(options.backoff, options.most_lanes),
+            pacer: Pacer::new(options.window),
+            rng: fastrand::Rng::with_seed(options.seed),
+            rate: options.rate.map(|rate| Rate::new(rate, Instant::now())),
+            down: None,
+            returned: BTreeMap::new(),
+            probes: HashMap::new(),
+            earlier: HashMap::new(),
+            cursor: first,
+            transport_attempts: 0,
+            view_changed: false,
+            catch_ups: HashMap::new(),
+            unindexed: Unindexed::default(),
+            rows: 0,
+            ledger_generation: outbox.ledger().generation(),
+            scan: outbox.scan(first),
+            frame: VecDeque::new(),
+            run: RUN_BYTES,
+            backlog_end,
+            backlog: true,
+            read_error: None,
+            mail: Vec::new(),
+            dispatcher,
+            options,
+        }
+    }
+
+    /// Takes over what the ledger remembers of attempts before the restart.
+    pub fn remember(&mut self) {
+        let rows = self.dispatcher.outbox().ledger().lanes(self.options.most_lanes);
+        let rows = rows.unwrap_or_default();
+        self.earlier = rows.into_iter().map(|(key, row)| ((key.route, key.lane), row.attempts)).collect();
+        if self.cursor > self.backlog_end {
+            // Nothing is pending: there is nothing to walk first, broker or none.
+            self.end_backlog();
+        }
+    }
+
+    /// Why the log cannot be read, if it cannot.
+    pub fn read_error(&self) -> Option<&ScanError> {
+        self.read_error.as_ref().map(|(error, _)| error)
+    }
+
+    /// Reads its mail and hands over what it may. `None`: it was asked to end.
+    pub fn tick(&mut self, now: Instant) -> Option<Progress> {
+        let mut mail = std::mem::take(&mut self.mail);
+        if !self.dispatcher.mailbox().take(&mut mail) {
+            return None;
+        }
+        for item in mail.drain(..) {
+            self.read(item, now);
+        }
+        self.mail = mail;
+        self.follow_ledger();
+        let progress = match self.hand_over(now) {
+            Ok(true) => Progress::More,
+            Ok(false) => Progress::Idle(self.next_wake()),
+            Err(Halt::Wait) => Progress::Idle(self.next_wake()),
+            Err(Halt::Until(at)) => Progress::Idle(Some(self.next_wake().map_or(at, |wake| wake.min(at)))),
+        };
+        self.dispatcher.outbox().flush_settlements();
+        Some(progress)
+    }
+
+    /// The stages, in the order that keeps lanes in order. True: there is more.
+    fn hand_over(&mut self, now: Instant) -> Result<bool, Halt> {
+        if self.down.is_some() || self.is_waiting() && !self.transport_due(now) {
+            return Ok(false);
+        }
+        self.hand_over_returned(now)?;
+        self.probe(now)?;
+        let caught = self.catch_up(now)?;
+        let passed = self.pass(now)?;
+        Ok(caught || passed)
+    }
+
+    fn is_waiting(&self) -> bool {
+        matches!(self.blocks.get(BlockKey::Transport).map(|block| block.state), Some(BlockState::Waiting(_)))
+    }
+
+    /// Whether a transport that failed may be tried with one message now.
+    fn transport_due(&mut self, now: Instant) -> bool {
+        let Some(BlockState::Waiting(at)) = self.blocks.get(BlockKey::Transport).map(|block| block.state) else {
+            return true;
+        };
+        if at > now {
+            return false;
+        }
+        if self.dispatcher.in_flight().0 > 0 {
+            // What it owns is the probe.
+            self.blocks.set_state(BlockKey::Transport, BlockState::Waiting(now + OWNED_RETRY));
+            return false;
+        }
+        self.pacer.failed();
+        self.blocks.set_state(BlockKey::Transport, BlockState::Probing(0));
+        true
+    }
+
+    fn hand_over_returned(&mut self, now: Instant) -> Result<(), Halt> {
+        while let Some((&lsn, back)) = self.returned.first_key_value() {
+            let message = Arc::clone(&back.message);
+            if self.dispatcher.outbox().is_settled(lsn) {
+                self.dispatcher.uncount(&message);
+            } else if let Some(key) = self.block_of(&message, lsn) {
+                self.park(key, lsn, None, &message);
+            } else {
+                self.offer(&Again { lsn, message, counted: true, alone: false }, now)?;
+            }
+            self.returned.remove(&lsn);
+        }
+        Ok(())
+    }
+
+    /// Offers a message to the transport.
+    fn offer(&mut self, again: &Again, now: Instant) -> Result<(), Halt> {
+        let (owned, drained) = self.dispatcher.in_flight();
+        let probing = self.blocks.get(BlockKey::Transport).is_some();
+        if self.pacer.room(drained) == 0 || probing && owned > 0 {
+            return Err(Halt::Wait);
+        }
+        if drained + self.dispatcher.outbox().unrecorded() >= self.options.redelivery_window {
+            self.dispatcher.outbox().flush_settlements();
+            return Err(Halt::Until(now + RECORD_RETRY));
+        }
+        if let Some(rate) = &mut self.rate
+            && rate.take(1, now) == 0
+        {
+            let wait = rate.wait(now);
+            return Err(Halt::Until(now + wait));
+        }
+        let attempt = self.dispatcher.again(again);
+        if !matches!(attempt, Attempt::Owned)
+            && let Some(rate) = &mut self.rate
+        {
+            rate.give_back(1);
+        }
+        match attempt {
+            Attempt::Owned => Ok(()),
+            Attempt::NoRoom => Err(Halt::Wait),
+            // Something of the lane failed: the mail says what, or will, and rings.
+            Attempt::Later => Err(Halt::Wait),
+            Attempt::Refused(failure) => {
+                self.refused(again, &failure, now);
+                Err(Halt::Until(now + PROBE_RETRY))
+            }
+        }
+    }
+
+    fn next_wake(&self) -> Option<Instant> {
+        if self.down.is_some() {
+            return None;
+        }
+        self.blocks.next_due()
+    }
+
+    /// Counts a dead letter.
+    pub(super) fn count_dead(&self) {
+        self.dispatcher.counters.dead.fetch_add(1, Ordering::Relaxed);
+    }
+}

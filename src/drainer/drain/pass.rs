@@ -1,0 +1,95 @@
+//! Reading on in the log: what nobody has looked at yet.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{BATCH, Drain, Halt, READ_RETRY, RUN_BYTES};
+use crate::drainer::dispatcher::Again;
+use crate::outbox::Scanned;
+use crate::outbox::ledger::EntryRow;
+use crate::wal::Entry;
+
+impl Drain {
+    /// Reads on in the log and hands over what is new. True: there is more.
+    pub(super) fn pass(&mut self, now: Instant) -> Result<bool, Halt> {
+        for _ in 0..BATCH {
+            if self.frame.is_empty() && !self.read_frame(now)? {
+                self.end_backlog();
+                return Ok(false);
+            }
+            let Some((lsn, place, message)) = self.frame.front().cloned() else { continue };
+            let mine = message.route.transport == *self.dispatcher.name();
+            if mine && !self.dispatcher.is_owned(lsn) && !self.dispatcher.outbox().is_settled(lsn) {
+                let counted = lsn > self.backlog_end;
+                if let Some(key) = self.block_of(&message, lsn) {
+                    if !counted {
+                        self.dispatcher.passed_over(&message);
+                    }
+                    self.park(key, lsn, Some(place), &message);
+                } else {
+                    self.offer(&Again { lsn, message, counted, alone: false }, now)?;
+                }
+            }
+            self.frame.pop_front();
+            self.cursor = lsn + 1;
+            if self.backlog && self.cursor > self.backlog_end {
+                self.end_backlog();
+            }
+        }
+        Ok(true)
+    }
+
+    pub(super) fn end_backlog(&mut self) {
+        if std::mem::take(&mut self.backlog) {
+            self.dispatcher.gate().backlog_passed();
+            // What the ledger forgot before this start has been walked, and so is known again.
+            self.dispatcher.outbox().ledger().rebuilt(self.ledger_generation);
+        }
+    }
+
+    /// Reads the next frame. False: everything durable was read.
+    pub(super) fn read_frame(&mut self, now: Instant) -> Result<bool, Halt> {
+        if let Some((_, at)) = self.read_error
+            && at > now
+        {
+            return Err(Halt::Until(at));
+        }
+        let outbox = Arc::clone(self.dispatcher.outbox());
+        if outbox.too_scattered() {
+            return Err(Halt::Until(now + READ_RETRY));
+        }
+        match self.scan.advance(|lsn| outbox.hint(lsn)) {
+            Ok(Scanned::Frame { place, bytes, time, records }) => {
+                self.read_error = None;
+                if let (true, Some(first)) = (self.run >= RUN_BYTES, records.first()) {
+                    self.run = 0;
+                    let count = u32::try_from(records.len()).unwrap_or(u32::MAX);
+                    let row = EntryRow { segment: place.segment, offset: place.offset, count, bytes, time };
+                    outbox.ledger().entry(first.lsn, row);
+                }
+                self.run += bytes;
+                self.frame.extend(records.into_iter().filter_map(|record| match record.body {
+                    Entry::Message(message) => Some((record.lsn, record.place, Arc::new(message))),
+                    Entry::Dead(_) => None,
+                }));
+                Ok(true)
+            }
+            Ok(Scanned::Damaged(damage)) => {
+                outbox.set_aside(&damage);
+                self.cursor = self.cursor.max(damage.last_lsn + 1);
+                self.dispatcher.tell(crate::stats::Event::SetAside {
+                    first_lsn: damage.first_lsn,
+                    last_lsn: damage.last_lsn,
+                    reason: damage.reason,
+                });
+                Ok(true)
+            }
+            Ok(Scanned::End) => Ok(false),
+            Err(error) => {
+                tracing::warn!(%error, "the outbox cannot be read now; it is tried again");
+                self.read_error = Some((error, now + READ_RETRY));
+                Err(Halt::Until(now + READ_RETRY))
+            }
+        }
+    }
+}

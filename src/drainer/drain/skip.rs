@@ -1,0 +1,249 @@
+//! What falls under a block: passed over, tried now and then, delivered once the block is gone.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::catchup::{CatchUp, CatchUpError, Skipped, lane_or_own};
+use super::{BATCH, Drain, Halt, OWNED_RETRY, READ_RETRY};
+use crate::drainer::dispatcher::Again;
+use crate::message::Outgoing;
+use crate::outbox::ledger::{ParkedKey, ParkedRow};
+use crate::schedule::{BlockKey, BlockState};
+use crate::wal::{Lsn, Place};
+
+/// How long after the transport had no room for a probe it is tried again.
+pub(super) const PROBE_RETRY: Duration = Duration::from_millis(50);
+/// Rows the ledger holds at a time; what is skipped beyond is read back from the log. sled keeps some 50 to 100 bytes
+/// of memory a row, whatever its cache is set to.
+const INDEXED: u64 = 100_000;
+/// What reading one message by its place costs, in bytes of reading the log in order.
+const PLACE_COST: u64 = 64 << 10;
+
+impl Drain {
+    /// Tries one message of each block whose time has come.
+    pub(super) fn probe(&mut self, now: Instant) -> Result<(), Halt> {
+        for _ in 0..BATCH {
+            let Some(key) = self.blocks.due(now) else { return Ok(()) };
+            if let BlockKey::Partition(route, partition) = key
+                && self.dispatcher.owned_of_partition(route, partition) > 0
+            {
+                self.blocks.set_state(key, BlockState::Waiting(now + OWNED_RETRY));
+                continue;
+            }
+            self.catch_ups.remove(&key);
+            let Some(skipped) = self.next_skipped(key, now)? else {
+                self.lift(key);
+                continue;
+            };
+            let alone = self.blocks.get(key).is_some_and(|block| block.alone);
+            let (lsn, row) = (skipped.lsn, skipped.row);
+            let again = Again { lsn, message: Arc::new(skipped.message), counted: true, alone };
+            match self.offer(&again, now) {
+                Ok(()) => {
+                    self.forget_row(row);
+                    self.blocks.resumed(key);
+                    self.blocks.set_state(key, BlockState::Probing(lsn));
+                    self.probes.insert(lsn, key);
+                }
+                Err(Halt::Wait) => {
+                    self.blocks.set_state(key, BlockState::Waiting(now + PROBE_RETRY));
+                }
+                Err(halt) => return Err(halt),
+            }
+        }
+        Ok(())
+    }
+
+    /// Delivers what was passed over because of blocks that are gone. True: there is more.
+    pub(super) fn catch_up(&mut self, now: Instant) -> Result<bool, Halt> {
+        let keys: Vec<BlockKey> = self.blocks.catching_up().take(BATCH).collect();
+        let each = (BATCH / keys.len().max(1)).max(1);
+        let mut more = false;
+        for key in keys {
+            for turn in 0..=each {
+                if turn == each {
+                    more = true;
+                    break;
+                }
+                let Some(skipped) = self.next_skipped(key, now)? else {
+                    self.end_pass(key);
+                    break;
+                };
+                if let Some(other) = self.other_block(key, &skipped) {
+                    // It waits for something narrower, or wider, from now on.
+                    self.blocks.resumed(key);
+                    if skipped.row.is_none() {
+                        self.unindexed.add(other);
+                    }
+                    self.note_skipped(other, skipped.lsn);
+                    continue;
+                }
+                let Skipped { lsn, message, row } = skipped;
+                let again = Again { lsn, message: Arc::new(message), counted: true, alone: false };
+                if let Err(halt) = self.offer(&again, now) {
+                    let message = Arc::unwrap_or_clone(again.message);
+                    if let Some(pass) = self.catch_ups.get_mut(&key) {
+                        pass.put_back(Skipped { lsn, message, row });
+                    }
+                    return Err(halt);
+                }
+                self.forget_row(row);
+                self.blocks.resumed(key);
+            }
+        }
+        Ok(more)
+    }
+
+    /// The block a message falls under.
+    pub(super) fn block_of(&self, message: &Outgoing, lsn: Lsn) -> Option<BlockKey> {
+        if self.blocks.is_empty() {
+            return None;
+        }
+        let route = self.dispatcher.route_hash(&message.route);
+        let partition = message.message.partition.or_else(|| self.dispatcher.transport().partition(message));
+        self.blocks.find(route, partition, Some(lane_or_own(message, lsn)))
+    }
+
+    /// The block other than `key` that a skipped message falls under.
+    pub(super) fn other_block(&self, key: BlockKey, skipped: &Skipped) -> Option<BlockKey> {
+        let route = self.dispatcher.route_hash(&skipped.message.route);
+        let message = &skipped.message;
+        let partition = message.message.partition.or_else(|| self.dispatcher.transport().partition(message));
+        self.blocks.find_other(key, route, partition, Some(lane_or_own(message, skipped.lsn)))
+    }
+
+    /// Passes a message over.
+    pub(super) fn park(&mut self, key: BlockKey, lsn: Lsn, place: Option<Place>, message: &Outgoing) {
+        let route = self.dispatcher.route_hash(&message.route);
+        let row = ParkedKey { route, lane: lane_or_own(message, lsn).hash(), lsn };
+        let place = place.unwrap_or(Place { segment: 0, offset: 0, index: 0 });
+        let parked = ParkedRow { segment: place.segment, offset: place.offset, index: place.index, partition: -1 };
+        let indexed = self.rows < INDEXED && !self.unindexed.contains(key);
+        if indexed && self.dispatcher.outbox().ledger().park(row, parked) {
+            self.rows += 1;
+        } else {
+            self.unindexed.add(key);
+        }
+        self.note_skipped(key, lsn);
+    }
+
+    pub(super) fn note_skipped(&mut self, key: BlockKey, lsn: Lsn) {
+        self.blocks.skipped(key, lsn);
+        if let Some(pass) = self.catch_ups.get_mut(&key) {
+            pass.dirty = true;
+        }
+        self.view_changed = true;
+    }
+
+    pub(super) fn forget_row(&mut self, row: Option<ParkedKey>) {
+        if let Some(row) = row {
+            self.dispatcher.outbox().ledger().unpark(row);
+            self.rows = self.rows.saturating_sub(1);
+        }
+    }
+
+    /// The next message that was passed over because of `key` and may still have to be delivered.
+    pub(super) fn next_skipped(&mut self, key: BlockKey, now: Instant) -> Result<Option<Skipped>, Halt> {
+        loop {
+            let outbox = Arc::clone(self.dispatcher.outbox());
+            let by_rows = self.by_rows(key);
+            let first = self.blocks.get(key).and_then(|block| block.first_skipped).unwrap_or(self.cursor);
+            let pass = self.catch_ups.entry(key).or_insert_with(|| CatchUp::new(&outbox, key, first, by_rows));
+            match pass.next(&outbox, self.cursor) {
+                Ok(Some(skipped)) if self.concerns(key, &skipped) => return Ok(Some(skipped)),
+                Ok(Some(_)) => {}
+                Ok(None) => return Ok(None),
+                Err(CatchUpError::Ledger) => {
+                    self.unindexed.add(key);
+                    self.catch_ups.remove(&key);
+                }
+                Err(CatchUpError::Log(error)) => {
+                    tracing::warn!(%error, "the outbox cannot be read now; it is tried again");
+                    self.catch_ups.remove(&key);
+                    self.read_error = Some((error, now + READ_RETRY));
+                    return Err(Halt::Until(now + READ_RETRY));
+                }
+            }
+        }
+    }
+
+    /// Whether a message that was read back is one that `key` holds up.
+    pub(super) fn concerns(&self, key: BlockKey, skipped: &Skipped) -> bool {
+        let message = &skipped.message;
+        let route = self.dispatcher.route_hash(&message.route);
+        let in_scope = match key {
+            BlockKey::Transport => false,
+            BlockKey::Route(blocked) => blocked == route,
+            BlockKey::Partition(blocked, partition) => {
+                let current = || self.dispatcher.transport().partition(message);
+                blocked == route && message.message.partition.or_else(current) == Some(partition)
+            }
+            BlockKey::Lane(blocked, lane) => blocked == route && lane == lane_or_own(message, skipped.lsn),
+        };
+        in_scope
+            && message.route.transport == *self.dispatcher.name()
+            && !self.dispatcher.outbox().is_settled(skipped.lsn)
+            && !self.dispatcher.is_owned(skipped.lsn)
+            && !self.returned.contains_key(&skipped.lsn)
+    }
+
+    /// Rows where the ledger has them all, and where they cost less than reading what lies between.
+    pub(super) fn by_rows(&self, key: BlockKey) -> bool {
+        let Some(block) = self.blocks.get(key) else { return false };
+        if self.unindexed.contains(key) {
+            return false;
+        }
+        let span = self.cursor.saturating_sub(block.first_skipped.unwrap_or(self.cursor));
+        match key {
+            BlockKey::Lane(..) => true,
+            // A message of the log is at least this many bytes, with its share of a frame.
+            _ => block.waiting.saturating_mul(PLACE_COST) < span.saturating_mul(256),
+        }
+    }
+
+    /// A pass over what was skipped has found nothing more: again, if something was skipped meanwhile.
+    pub(super) fn end_pass(&mut self, key: BlockKey) {
+        let dirty = self.catch_ups.remove(&key).is_some_and(|pass| pass.dirty && !pass.reads_log());
+        if !dirty {
+            self.lift(key);
+        }
+    }
+
+    /// Nothing waits for a block any more.
+    pub(super) fn lift(&mut self, key: BlockKey) {
+        self.catch_ups.remove(&key);
+        self.unindexed.remove(key);
+        if let Some(block) = self.blocks.remove(key) {
+            tracing::info!(transport = %self.dispatcher.name(), route = %block.route, "delivery goes on");
+        }
+        self.dispatcher.gate().unblock(key);
+        if let BlockKey::Lane(route, lane) = key {
+            self.dispatcher.outbox().ledger().remove_lane(route, lane.hash());
+        }
+        self.view_changed = true;
+    }
+
+    /// Begins a pass anew: what it had read may have changed.
+    pub(super) fn restart_pass(&mut self, key: BlockKey) {
+        self.catch_ups.remove(&key);
+    }
+
+    /// The ledger lost rows: everything that was skipped is read back from the log.
+    pub(super) fn follow_ledger(&mut self) {
+        let generation = self.dispatcher.outbox().ledger().generation();
+        if generation == self.ledger_generation {
+            return;
+        }
+        self.ledger_generation = generation;
+        self.rows = 0;
+        let keys: Vec<BlockKey> = self.blocks.iter().map(|(key, _)| key).collect();
+        for key in keys {
+            self.unindexed.add(key);
+            self.catch_ups.remove(&key);
+        }
+        if !self.backlog {
+            // Of what comes from here on it has every row; what came before is read from the log.
+            self.dispatcher.outbox().ledger().rebuilt(generation);
+        }
+    }
+}
