@@ -362,11 +362,15 @@ async fn run(plan: Plan) {
     // Everything works as on the first day: each lane is open again.
     for broker in 0..plan.brokers {
         for key in 0..20 {
-            let message = Message::to("orders").key(format!("new-{key}")).payload("new|").via(format!("broker-{broker}"));
+            let message =
+                Message::to("orders").key(format!("new-{key}")).payload("new|").via(format!("broker-{broker}"));
             let receipt = producer.send(message).await.expect("it is accepted");
             assert!(
-                receipt.is_delivered() || plan.mode == Mode::WriteAhead || plan.first_attempt < Duration::from_millis(2_000),
-                "{receipt:?} {:#?}", producer.health()
+                receipt.is_delivered()
+                    || plan.mode == Mode::WriteAhead
+                    || plan.first_attempt < Duration::from_millis(2_000),
+                "{receipt:?} {:#?}",
+                producer.health()
             );
         }
     }
@@ -399,7 +403,9 @@ fn judge(plan: &Plan, brokers: &[Broker], notes: &Notes, dead: u64, healed: Dura
                 wrong.push(format!("{name} was never sent"));
                 continue;
             };
-            if *times == 1 && let Some(lane) = &sent.lane {
+            if *times == 1
+                && let Some(lane) = &sent.lane
+            {
                 let last = lanes.entry(lane.clone()).or_default();
                 if *last > sent.number {
                     wrong.push(format!("{name} ({sent:?}) arrived after {last} ({:?})", notes_of(notes, lane, *last)));
@@ -431,9 +437,9 @@ fn judge(plan: &Plan, brokers: &[Broker], notes: &Notes, dead: u64, healed: Dura
     if plan.max_attempts.is_none() && !(accepted_poison..=accepted_poison + unknown_poison).contains(&dead) {
         wrong.push(format!("{dead} dead; poison: {accepted_poison} accepted, {unknown_poison} unknown"));
     }
-    let never = sent.iter().filter(|(name, one)| {
-        matches!(one.told, Told::Delivered | Told::Stored) && !arrived.contains_key(*name)
-    });
+    let never = sent
+        .iter()
+        .filter(|(name, one)| matches!(one.told, Told::Delivered | Told::Stored) && !arrived.contains_key(*name));
     if never.clone().count() as u64 > dead {
         wrong.push(format!("{} accepted never arrived, {dead} dead", never.count()));
     }
@@ -464,7 +470,10 @@ fn what_was_accepted_arrives_in_order_whatever_the_broker_does() {
     let first = number("CHAOS_SEED").unwrap_or_else(|| fastrand::u64(..1 << 32));
     let count = number("CHAOS_SEEDS").unwrap_or(3);
     if std::env::var("CHAOS_LOG").is_ok() {
-        tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::WARN).with_writer(std::io::stderr).init();
+        tracing_subscriber::fmt()
+            .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+            .with_writer(std::io::stderr)
+            .init();
     }
     for seed in first..first + count {
         let plan = Plan::draw(seed);

@@ -108,8 +108,9 @@ fn reasons(status: &Status, inspection: &Inspection) -> Vec<String> {
             None => inspection.holder.is_some(),
         }
     });
-    status.dead.count = inspection.dead;
-    status.dead.bytes = inspection.dead_bytes;
+    // Counts of their own.
+    status.dead = Default::default();
+    status.set_aside = 0;
     if status.state == Lifecycle::Closed && inspection.pending == 0 {
         status.transports.clear();
     }

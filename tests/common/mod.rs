@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 #[cfg(feature = "cli")]
 mod child;
+#[cfg(target_os = "linux")]
+mod disk;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 mod lines;
@@ -20,6 +22,8 @@ mod servers;
 
 #[cfg(feature = "cli")]
 pub use child::{Acks, Child, Output, run, run_with};
+#[cfg(target_os = "linux")]
+pub use disk::Disk;
 pub use lines::{first_field, input_lines, log_lines};
 pub use servers::{KafkaServer, RedisServer, kafka_address, redis_address};
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::args::Drain;
 use crate::exit::{Exit, Problem};
-use crate::open::{self, Destination, GRACE};
+use crate::open::{self, Destination, GRACE_AFTER_WAIT};
 use crate::output::count;
 use crate::signals::Stop;
 
@@ -31,7 +31,7 @@ pub fn run(args: &Drain) -> Result<Exit, Problem> {
             poll_fn(|cx| if stop.poll(cx).is_ready() { Poll::Ready(()) } else { drained.as_mut().poll(cx).map(drop) })
                 .await;
         }
-        producer.close(GRACE).await
+        producer.close(GRACE_AFTER_WAIT).await
     });
     let closed = closed.map_err(Problem::failed)?;
     let dead = producer.stats().dead.saturating_sub(before.dead);

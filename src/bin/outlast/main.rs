@@ -46,9 +46,13 @@ fn main() -> ExitCode {
     }
 }
 
-/// Warnings, or what `RUST_LOG` asks for. Standard output is for results.
+/// What is logged unless `RUST_LOG` says otherwise: warnings, without what the clients of the brokers say about the same
+/// events, which the drainer tells once.
+const LOG: &str = "warn,outlast::transport=error,outlast::librdkafka=off";
+
+/// Standard output is for results.
 fn log_to_stderr() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(LOG));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

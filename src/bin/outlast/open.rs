@@ -14,8 +14,10 @@ use crate::output;
 /// Where a password may come from without being seen in the list of processes.
 const PASSWORD_VARIABLE: &str = "OUTLAST_PASSWORD";
 
-/// How long closing may take: at the end, when nothing is in flight any more, and after Ctrl-C, for what is.
+/// How long closing waits for what is in flight, after Ctrl-C.
 pub const GRACE: Duration = Duration::from_secs(10);
+/// The same after a wait for everything that was pending, in vain or not.
+pub const GRACE_AFTER_WAIT: Duration = Duration::from_secs(1);
 
 /// A broker as the command line names it, found to be well-formed.
 pub struct Destination {

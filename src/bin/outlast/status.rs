@@ -36,7 +36,11 @@ fn in_words(inspection: &Inspection) -> Vec<String> {
     for route in &inspection.routes {
         lines.push(format!("  {}: {} messages, {}", route.route, count(route.pending), bytes(route.pending_bytes)));
     }
-    lines.push(format!("dead letters: {}", count(inspection.dead)));
+    let mut dead = format!("dead letters: {}", count(inspection.dead));
+    if inspection.dead > 0 {
+        dead.push_str(&format!(", {}", bytes(inspection.dead_bytes)));
+    }
+    lines.push(dead);
     if inspection.set_aside > 0 {
         lines.push(format!("set aside, unreadable: {} messages", count(inspection.set_aside)));
     }

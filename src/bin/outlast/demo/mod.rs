@@ -5,6 +5,7 @@ mod check;
 mod producer;
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
 use crate::args::Demo;
@@ -37,7 +38,7 @@ pub fn run(args: &Demo) -> Result<Exit, Problem> {
         text: format!("{}\nEverything is left in {} to look at.", problem.text, dir.display()),
         ..problem
     })?;
-    say(&format!("Took {:.1} s.", begin.elapsed().as_secs_f64()))?;
+    say(&format!("This took {:.1} s.", begin.elapsed().as_secs_f64()))?;
     if exit == Exit::Done {
         std::fs::remove_dir_all(&dir).map_err(|e| Problem::failed(format!("{}: {e}", dir.display())))?;
     } else {
@@ -52,54 +53,76 @@ fn play(lines: &[&[u8]], dir: &Path) -> Result<Exit, Problem> {
 
     let mut broker = Broker::start()?;
     say(&format!(
-        "A broker runs at {}: librdkafka's mock, in a process of its own, with a topic of {PARTITIONS} partitions.",
+        "A broker starts at {}: librdkafka's mock, with a topic of {PARTITIONS} partitions.",
         broker.address
     ))?;
     let mut producer = Producer::start(dir, &broker.address, None, 1)?;
     say(&format!(
-        "`outlast produce` runs as process {}; it gets the first third of {} lines.",
+        "`outlast produce` starts as process {}, and gets the first third of {} lines.",
         producer.pid(),
-        lines.len()
+        count(lines.len() as u64)
     ))?;
-    producer.feed(&lines[..third])?;
-    let before = producer.wait_for_acks(third)?;
-    tell(before)?;
+    producer.feed(&lines[..third]);
+    tell(producer.wait_for_acks(third)?)?;
 
     broker.down()?;
-    say("The broker goes away. The producer gets the second third.")?;
-    producer.feed(&lines[third..two_thirds])?;
-    let during = producer.wait_for_acks(two_thirds)?;
-    tell(during)?;
+    say("\nOUTAGE: the broker goes away. The producer gets the second third all the same.")?;
+    producer.feed(&lines[third..two_thirds]);
+    tell(producer.wait_for_acks(two_thirds)?)?;
 
-    say("It gets more, and is killed (SIGKILL) in the middle of it.")?;
-    producer.feed_until_killed(&lines[two_thirds..]);
+    producer.feed(&lines[two_thirds..]);
+    producer.wait_for_acks(two_thirds + (lines.len() - two_thirds) / 4)?;
     let killed = producer.kill()?;
+    say("\nCRASH: while it gets the last third, the producer is killed (SIGKILL).")?;
     tell(killed)?;
+    say("    what `outlast status` says of the outbox it left behind:")?;
+    for line in status(dir)?.lines() {
+        say(&format!("      {line}"))?;
+    }
 
     let resume = killed.last + 1;
-    say(&format!("It is started again behind the last line it acknowledged, at line {}.", count(resume)))?;
+    say(&format!("\nRESTART: it is started again at line {}, behind the last one it acknowledged.", count(resume)))?;
     let mut producer = Producer::start(dir, &broker.address, Some(&file), resume)?;
-    let restarted = producer.wait_for_acks(lines.len())?;
-    tell(restarted)?;
+    tell(producer.wait_for_acks(lines.len())?)?;
 
-    say("The broker comes back, and the outbox drains.")?;
+    say("\nRECOVERY: the broker comes back, and the outbox drains.")?;
     broker.up()?;
     let status = producer.wait()?;
-    say(&format!("The producer has ended: {status}."))?;
-    let verdict = check::check(&broker.address, lines)?;
-    say(&format!(
-        "Reading everything from the broker: {} records for {} acknowledged lines; {} lost; {} delivered twice (lines \
-         that were accepted, but not yet logged, when the producer was killed); order kept for {} of {} keys.",
-        count(verdict.records as u64),
-        count(lines.len() as u64),
-        verdict.lost,
-        verdict.duplicates,
-        verdict.keys - verdict.disordered,
-        verdict.keys
-    ))?;
-    let good = status.success() && verdict.lost == 0 && verdict.disordered == 0;
-    say(if good { "Nothing was lost." } else { "THIS IS NOT AS IT SHOULD BE." })?;
+    say(&format!("    the producer has ended: {status}"))?;
+    verify(lines, &broker.address, status.success())
+}
+
+/// Reads everything back from the broker.
+fn verify(lines: &[&[u8]], broker: &str, ended_well: bool) -> Result<Exit, Problem> {
+    say("\nCHECK: everything is read back from the broker.")?;
+    let verdict = check::check(broker, lines)?;
+    let in_order = verdict.keys - verdict.disordered;
+    for (what, number) in [
+        ("lines acknowledged", lines.len()),
+        ("records at the broker", verdict.records),
+        ("lines lost", verdict.lost),
+        ("delivered twice", verdict.duplicates),
+    ] {
+        say(&format!("    {what:<22}{:>7}", count(number as u64)))?;
+    }
+    say(&format!("    {:<22}{:>7} of {}", "keys in order", count(in_order as u64), count(verdict.keys as u64)))?;
+    if verdict.duplicates > 0 {
+        say("    (Twice: lines that were accepted but not yet logged at the kill, and so were sent again.)")?;
+    }
+    let good = ended_well && verdict.lost == 0 && verdict.disordered == 0;
+    say(if good { "\nNothing was lost, and every key is in order." } else { "\nTHIS IS NOT AS IT SHOULD BE." })?;
     Ok(if good { Exit::Done } else { Exit::Failed })
+}
+
+/// What the command of this name prints.
+fn status(dir: &Path) -> Result<String, Problem> {
+    let program = std::env::current_exe().map_err(Problem::failed)?;
+    let output = Command::new(program).args(["status", "--outbox"]).arg(dir.join("outbox")).output();
+    let output = output.map_err(Problem::failed)?;
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(Problem::failed(String::from_utf8_lossy(&output.stderr).trim_end())),
+    }
 }
 
 fn say(text: &str) -> Result<(), Problem> {
@@ -108,7 +131,7 @@ fn say(text: &str) -> Result<(), Problem> {
 
 fn tell(acks: Acks) -> Result<(), Problem> {
     say(&format!(
-        "    acknowledged so far: {} lines, {} delivered by the broker, {} stored in the outbox",
+        "    {} lines acknowledged so far: {} delivered to the broker, {} stored in the outbox",
         count(acks.all() as u64),
         count(acks.delivered as u64),
         count(acks.stored as u64)

@@ -3,7 +3,8 @@
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,6 +14,9 @@ use crate::exit::Problem;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(10);
+/// Lines handed over at a time, and the pause behind them: so that a kill finds the producer at work.
+const SIP: usize = 50;
+const PAUSE: Duration = Duration::from_millis(5);
 
 /// Lines acknowledged, as the log of acknowledgements has them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,7 +54,9 @@ impl Acks {
 /// A running producer.
 pub struct Producer {
     process: Child,
-    stdin: Option<ChildStdin>,
+    /// To the thread that feeds it: a producer that does not read holds up nobody else. The end of this is the end of
+    /// its input.
+    lines: Option<Sender<Vec<u8>>>,
     log: PathBuf,
     said: PathBuf,
 }
@@ -62,7 +68,7 @@ impl Producer {
         let program = std::env::current_exe().map_err(Problem::failed)?;
         let (log, said) = (dir.join("acks"), dir.join(format!("producer-{from}.log")));
         let stderr = File::create(&said).map_err(Problem::failed)?;
-        let mut process = Command::new(program)
+        let process = Command::new(program)
             .args(["produce", "--key", "field:1", "--window", "500", "--drain-timeout", "60s", "--from-line"])
             .arg(from.to_string())
             .args(["--to", &format!("kafka://{broker}/{}", super::TOPIC), "--ack-log"])
@@ -75,8 +81,20 @@ impl Producer {
             .stderr(stderr)
             .spawn()
             .map_err(|e| Problem::failed(format!("the producer's process: {e}")))?;
-        let stdin = process.stdin.take();
-        Ok(Self { process, stdin, log, said })
+        let (lines, to_feed) = mpsc::channel::<Vec<u8>>();
+        let mut producer = Self { process, lines: Some(lines), log, said };
+        let Some(mut stdin) = producer.process.stdin.take() else { return Err(producer.problem("has no input")) };
+        let feeder = thread::Builder::new().name("feeder".into()).spawn(move || {
+            for bytes in to_feed {
+                // Who is gone reads nothing more: whoever waits for its acknowledgements sees that.
+                if stdin.write_all(&bytes).and_then(|()| stdin.flush()).is_err() {
+                    return;
+                }
+                thread::sleep(PAUSE);
+            }
+        });
+        feeder.map_err(Problem::failed)?;
+        Ok(producer)
     }
 
     /// Its process id.
@@ -84,19 +102,12 @@ impl Producer {
         self.process.id()
     }
 
-    /// Hands it lines and waits until they are read, but for what fits into a pipe.
-    pub fn feed(&mut self, lines: &[&[u8]]) -> Result<(), Problem> {
-        let Some(stdin) = &mut self.stdin else { return Ok(()) };
-        let written = stdin.write_all(&joined(lines)).and_then(|()| stdin.flush());
-        written.map_err(|e| self.problem(&format!("does not read any more: {e}")))
-    }
-
-    /// Hands it lines for as long as it lives.
-    pub fn feed_until_killed(&mut self, lines: &[&[u8]]) {
-        if let Some(mut stdin) = self.stdin.take() {
-            let bytes = joined(lines);
-            // Ends with a broken pipe, as is meant.
-            thread::spawn(move || stdin.write_all(&bytes));
+    /// Hands it lines, and does not wait until it has read them.
+    pub fn feed(&self, lines: &[&[u8]]) {
+        let Some(feeder) = &self.lines else { return };
+        for sip in lines.chunks(SIP) {
+            // If the feeder is gone, so is the producer.
+            let _ = feeder.send(joined(sip));
         }
     }
 
@@ -127,7 +138,7 @@ impl Producer {
 
     /// Waits for its end.
     pub fn wait(mut self) -> Result<ExitStatus, Problem> {
-        self.stdin = None;
+        self.lines = None;
         let begin = Instant::now();
         loop {
             if let Some(status) = self.process.try_wait().map_err(Problem::failed)? {

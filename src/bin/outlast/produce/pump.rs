@@ -16,7 +16,7 @@ use super::ack_log::AckLog;
 use super::feed::{Batch, End, Feed};
 use super::progress::Progress;
 use crate::args::{OnBadLine, Produce};
-use crate::open::GRACE;
+use crate::open::{GRACE, GRACE_AFTER_WAIT};
 use crate::signals::Stop;
 
 /// Bytes of lines on the way, beyond which nothing more is read. A window of long lines must not fill the memory.
@@ -132,10 +132,14 @@ impl<'a> Pump<'a> {
                 Step::Idle => break,
             }
         }
-        if !matches!(self.ended.stopped, Some(Stopped::Signal)) {
-            self.drain(drain).await;
-        }
-        self.close().await;
+        let grace = match self.ended.stopped {
+            Some(Stopped::Signal) => GRACE,
+            _ => {
+                self.drain(drain).await;
+                GRACE_AFTER_WAIT
+            }
+        };
+        self.close(grace).await;
         self.ended
     }
 
@@ -236,9 +240,9 @@ impl<'a> Pump<'a> {
     }
 
     /// Closes the producer, which settles or stores what is still on the way, and notes what was accepted of that.
-    async fn close(&mut self) {
+    async fn close(&mut self, grace: Duration) {
         let producer = self.producer;
-        let mut closing = pin!(producer.close(GRACE));
+        let mut closing = pin!(producer.close(grace));
         let mut closed = None;
         loop {
             let settled = poll_fn(|cx| {

@@ -1,0 +1,125 @@
+//! A small disk of a test's own: an image on a loop device, which can be filled, and become read-only.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+/// A mounted ext4 file system; it is unmounted when this is dropped.
+pub struct Disk {
+    directory: TempDir,
+    mounted: bool,
+}
+
+impl Disk {
+    /// Makes one. `None`, and said so, where mounting is not allowed; in CI that fails the test.
+    pub fn new(megabytes: u64) -> Option<Self> {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut disk = Self { directory, mounted: false };
+        let image = File::create(disk.image()).expect("an image");
+        image.set_len(megabytes << 20).expect("a sparse image");
+        fs::create_dir(disk.root()).expect("a mount point");
+        let owner = format!("root_owner={}:{}", rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+        let made = run(Command::new("mkfs.ext4").args(["-q", "-F", "-E", &owner]).arg(disk.image()));
+        if let Err(why) = made.and_then(|()| disk.mount()) {
+            let text = format!("NOT RUN: this test needs a disk of its own, as root or with sudo: {why}");
+            assert!(std::env::var_os("CI").is_none(), "{text}");
+            eprintln!("{text}");
+            return None;
+        }
+        Some(disk)
+    }
+
+    /// Where it is mounted.
+    pub fn root(&self) -> PathBuf {
+        self.directory.path().join("disk")
+    }
+
+    fn image(&self) -> PathBuf {
+        self.directory.path().join("image")
+    }
+
+    /// A file that leaves about so many bytes free.
+    pub fn fill(&self, leave: u64) {
+        let stat = rustix::fs::statvfs(self.root()).expect("a file system");
+        let bytes = (stat.f_bavail * stat.f_frsize).checked_sub(leave).expect("more is free than is to be left");
+        let file = File::create(self.ballast()).expect("a file");
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes).expect("the space is free");
+    }
+
+    /// Takes that file away.
+    pub fn free(&self) {
+        fs::remove_file(self.ballast()).expect("the disk is full");
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.root().join("ballast")
+    }
+
+    /// Read-only, or writable again. Nothing on it may be open for writing.
+    pub fn remount(&self, option: &str) {
+        let done = run(root("mount").arg("-o").arg(format!("remount,{option}")).arg(self.root()));
+        done.unwrap_or_else(|why| panic!("remount,{option}: {why}"));
+    }
+
+    /// Read-only from one moment to the next, as after an error of the device, whatever is open on it.
+    pub fn abort(&self) {
+        self.remount("abort");
+    }
+
+    /// What an operator does then. Nothing on it may be open.
+    pub fn repair(&mut self) {
+        self.unmount().expect("nothing holds it");
+        // 1: errors were found, and corrected.
+        let checked = Command::new("e2fsck").env("PATH", path()).arg("-fy").arg(self.image()).output();
+        let checked = checked.expect("e2fsck runs");
+        assert!(matches!(checked.status.code(), Some(0 | 1)), "{checked:?}");
+        self.mount().expect("it can be mounted again");
+    }
+
+    fn mount(&mut self) -> Result<(), String> {
+        run(root("mount").args(["-o", "loop"]).arg(self.image()).arg(self.root()))?;
+        self.mounted = true;
+        Ok(())
+    }
+
+    fn unmount(&mut self) -> Result<(), String> {
+        run(root("umount").arg(self.root()))?;
+        self.mounted = false;
+        Ok(())
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        if self.mounted && self.unmount().is_err() {
+            // What holds it goes away with the test.
+            let _ = run(root("umount").arg("--lazy").arg(self.root()));
+        }
+    }
+}
+
+/// A command as root.
+fn root(program: &str) -> Command {
+    if rustix::process::getuid().is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("sudo");
+    command.args(["-n", program]);
+    command
+}
+
+fn run(command: &mut Command) -> Result<(), String> {
+    let output = command.env("PATH", path()).stdin(Stdio::null()).output();
+    match output {
+        Ok(Output { status, .. }) if status.success() => Ok(()),
+        Ok(output) => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),
+        Err(error) => Err(format!("{}: {error}", Path::new(command.get_program()).display())),
+    }
+}
+
+/// The tools lie where a user's search path may not lead.
+fn path() -> String {
+    format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default())
+}
