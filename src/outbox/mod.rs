@@ -180,9 +180,23 @@ impl Outbox {
         self.lock_settling().untold() + self.wal.unlogged_settlements()
     }
 
-    /// Whether the log's memory of what is settled is as scattered as it may get.
+    /// Whether the log's memory of what is settled is about as scattered as it may get: what a window full of messages
+    /// in flight can still scatter has room beyond.
     pub fn too_scattered(&self) -> bool {
-        self.lock_settling().set().len() >= self.max_ranges
+        self.lock_settling().set().len() >= self.max_ranges / 8 * 7
+    }
+
+    /// Whether settling this message now would scatter it further than it may get.
+    pub fn would_scatter(&self, lsn: Lsn) -> bool {
+        let settling = self.lock_settling();
+        settling.set().len() >= self.max_ranges / 8 * 7 && settling.set().would_grow(lsn, lsn)
+    }
+
+    /// The first LSNs that are not settled, `limit` at most, from `from` on.
+    pub fn gaps(&self, from: Lsn, limit: usize) -> Vec<Lsn> {
+        let settling = self.lock_settling();
+        let next = |lsn: &Lsn| Some(settling.set().next_gap(lsn + 1));
+        std::iter::successors(Some(settling.set().next_gap(from)), next).take(limit).collect()
     }
 
     /// Whether a message would fit into a segment, with all that goes with it.

@@ -107,6 +107,8 @@ pub struct Drain {
 pub(super) enum Halt {
     /// There is no room, or nothing may be handed over now; a ring changes that.
     Wait,
+    /// Settling this message would scatter the log's memory of what is settled beyond its bound; others may go.
+    Scattered,
     /// Until then.
     Until(Instant),
 }
@@ -176,7 +178,8 @@ impl Drain {
             Ok(true) => Progress::More,
             Ok(false) => Progress::Idle(self.next_wake()),
             Err(Halt::Wait) => Progress::Idle(self.next_wake()),
-            Err(Halt::Until(at)) => Progress::Idle(Some(self.next_wake().map_or(at, |wake| wake.min(at)))),
+            Err(Halt::Scattered) => self.idle_until(now + RECORD_RETRY),
+            Err(Halt::Until(at)) => self.idle_until(at),
         };
         self.dispatcher.outbox().flush_settlements();
         Some(progress)
@@ -187,7 +190,9 @@ impl Drain {
         if self.down.is_some() || self.is_waiting() && !self.transport_due(now) {
             return Ok(false);
         }
-        self.hand_over_returned(now)?;
+        let returned = self.hand_over_returned(now);
+        self.close_gaps(now)?;
+        returned?;
         self.probe(now)?;
         let caught = self.catch_up(now)?;
         let passed = self.pass(now)?;
@@ -217,18 +222,25 @@ impl Drain {
     }
 
     fn hand_over_returned(&mut self, now: Instant) -> Result<(), Halt> {
-        while let Some((&lsn, back)) = self.returned.first_key_value() {
+        let mut from = 0;
+        while let Some((&lsn, back)) = self.returned.range(from..).next() {
             let message = Arc::clone(&back.message);
+            from = lsn + 1;
             if self.dispatcher.outbox().is_settled(lsn) {
                 self.dispatcher.uncount(&message);
             } else if let Some(key) = self.block_of(&message, lsn) {
                 self.park(key, lsn, None, &message);
             } else {
-                self.offer(&Again { lsn, message, counted: true, alone: false }, now)?;
+                match self.offer(&Again { lsn, message, counted: true, alone: false }, now) {
+                    Ok(()) => {}
+                    Err(Halt::Scattered) => continue,
+                    Err(halt) => return Err(halt),
+                }
             }
             self.returned.remove(&lsn);
         }
-        Ok(())
+        // What is left came before anything new of its lane.
+        if self.returned.is_empty() { Ok(()) } else { Err(Halt::Scattered) }
     }
 
     /// Offers a message to the transport.
@@ -238,7 +250,12 @@ impl Drain {
         if self.pacer.room(drained) == 0 || probing && owned > 0 {
             return Err(Halt::Wait);
         }
-        if drained + self.dispatcher.outbox().unrecorded() >= self.options.redelivery_window {
+        let outbox = self.dispatcher.outbox();
+        if outbox.would_scatter(again.lsn) {
+            return Err(Halt::Scattered);
+        }
+        // The oldest goes all the same: settling it makes the room that settlements of others may be waiting for.
+        if drained + outbox.unrecorded() >= self.options.redelivery_window && again.lsn != outbox.first_pending() {
             self.dispatcher.outbox().flush_settlements();
             return Err(Halt::Until(now + RECORD_RETRY));
         }
@@ -264,6 +281,10 @@ impl Drain {
                 Err(Halt::Until(now + PROBE_RETRY))
             }
         }
+    }
+
+    fn idle_until(&self, at: Instant) -> Progress {
+        Progress::Idle(Some(self.next_wake().map_or(at, |wake| wake.min(at))))
     }
 
     fn next_wake(&self) -> Option<Instant> {

@@ -55,9 +55,6 @@ impl Drain {
             return Err(Halt::Until(at));
         }
         let outbox = Arc::clone(self.dispatcher.outbox());
-        if outbox.too_scattered() {
-            return Err(Halt::Until(now + READ_RETRY));
-        }
         match self.scan.advance(|lsn| outbox.hint(lsn)) {
             Ok(Scanned::Frame { place, bytes, time, records }) => {
                 self.read_error = None;

@@ -1,5 +1,6 @@
 //! What falls under a block: passed over, tried now and then, delivered once the block is gone.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,12 @@ pub(super) const PROBE_RETRY: Duration = Duration::from_millis(50);
 /// Rows the ledger holds at a time; what is skipped beyond is read back from the log. sled keeps some 50 to 100 bytes
 /// of memory a row, whatever its cache is set to.
 const INDEXED: u64 = 100_000;
+/// Passes that are under way at a time: each keeps a frame of the log in memory.
+const PASSES: usize = 16;
+/// Oldest messages that are looked at in a tick when the log's memory of what is settled is scattered.
+const GAPS: usize = 256;
+/// What a message costs when the log is read in order, in bytes: rather less than it takes there.
+const MESSAGE_COST: u64 = 256;
 /// What reading one message by its place costs, in bytes of reading the log in order.
 const PLACE_COST: u64 = 64 << 10;
 
@@ -45,7 +52,7 @@ impl Drain {
                     self.blocks.set_state(key, BlockState::Probing(lsn));
                     self.probes.insert(lsn, key);
                 }
-                Err(Halt::Wait) => {
+                Err(Halt::Wait | Halt::Scattered) => {
                     self.blocks.set_state(key, BlockState::Waiting(now + PROBE_RETRY));
                 }
                 Err(halt) => return Err(halt),
@@ -56,7 +63,7 @@ impl Drain {
 
     /// Delivers what was passed over because of blocks that are gone. True: there is more.
     pub(super) fn catch_up(&mut self, now: Instant) -> Result<bool, Halt> {
-        let keys: Vec<BlockKey> = self.blocks.catching_up().take(BATCH).collect();
+        let keys: Vec<BlockKey> = self.blocks.catching_up().take(PASSES).collect();
         let each = (BATCH / keys.len().max(1)).max(1);
         let mut more = false;
         for key in keys {
@@ -85,13 +92,63 @@ impl Drain {
                     if let Some(pass) = self.catch_ups.get_mut(&key) {
                         pass.put_back(Skipped { lsn, message, row });
                     }
-                    return Err(halt);
+                    match halt {
+                        Halt::Scattered => break,
+                        Halt::Wait | Halt::Until(_) => return Err(halt),
+                    }
                 }
-                self.forget_row(row);
+                self.forget_row(self.row_of(&again.message, lsn));
                 self.blocks.resumed(key);
             }
         }
         Ok(more)
+    }
+
+    /// Where the log's memory of what is settled is about as scattered as it may get: the oldest messages first, out of
+    /// turn, as far as nothing blocks them. Nothing of their lanes is older, and settling them joins what is settled.
+    pub(super) fn close_gaps(&mut self, now: Instant) -> Result<(), Halt> {
+        let outbox = Arc::clone(self.dispatcher.outbox());
+        if !outbox.too_scattered() {
+            return Ok(());
+        }
+        let mut closed = HashSet::new();
+        for lsn in outbox.gaps(outbox.first_pending(), GAPS) {
+            if lsn >= self.cursor {
+                break;
+            }
+            if self.dispatcher.is_owned(lsn) || self.returned.contains_key(&lsn) {
+                continue;
+            }
+            let Ok(Some(message)) = outbox.read(lsn, None) else { continue };
+            let lane = lane_or_own(&message, lsn);
+            let key = self.block_of(&message, lsn);
+            let state = key.and_then(|key| self.blocks.get(key)).map(|block| block.state);
+            let mine = message.route.transport == *self.dispatcher.name();
+            // One that stays behind keeps the later ones of its lane behind it.
+            if !mine || closed.contains(&lane) || !matches!(state, None | Some(BlockState::CatchingUp)) {
+                closed.insert(lane);
+                continue;
+            }
+            let row = self.row_of(&message, lsn);
+            match self.offer(&Again { lsn, message: Arc::new(message), counted: true, alone: false }, now) {
+                Ok(()) => self.forget_row(row),
+                Err(Halt::Scattered) => {
+                    closed.insert(lane);
+                }
+                Err(halt) => return Err(halt),
+            }
+        }
+        Ok(())
+    }
+
+    /// The row that the ledger may have of a message.
+    fn row_of(&self, message: &Outgoing, lsn: Lsn) -> Option<ParkedKey> {
+        let key = || ParkedKey {
+            route: self.dispatcher.route_hash(&message.route),
+            lane: lane_or_own(message, lsn).hash(),
+            lsn,
+        };
+        (self.rows > 0).then(key)
     }
 
     /// The block a message falls under.
@@ -194,11 +251,7 @@ impl Drain {
             return false;
         }
         let span = self.cursor.saturating_sub(block.first_skipped.unwrap_or(self.cursor));
-        match key {
-            BlockKey::Lane(..) => true,
-            // A message of the log is at least this many bytes, with its share of a frame.
-            _ => block.waiting.saturating_mul(PLACE_COST) < span.saturating_mul(256),
-        }
+        block.waiting.saturating_mul(PLACE_COST) < span.saturating_mul(MESSAGE_COST)
     }
 
     /// A pass over what was skipped has found nothing more: again, if something was skipped meanwhile.
