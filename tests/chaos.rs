@@ -364,7 +364,14 @@ async fn run(plan: Plan) {
         for key in 0..20 {
             let message =
                 Message::to("orders").key(format!("new-{key}")).payload("new|").via(format!("broker-{broker}"));
-            let receipt = producer.send(message).await.expect("it is accepted");
+            let mut sent = producer.send(message).await;
+            let until = Instant::now() + Duration::from_secs(10);
+            while let Err(error) = sent {
+                assert!(error.is_retryable() && Instant::now() < until, "{error}");
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                sent = producer.send(error.into_message()).await;
+            }
+            let receipt = sent.expect("it is accepted");
             assert!(
                 receipt.is_delivered()
                     || plan.mode == Mode::WriteAhead

@@ -77,6 +77,8 @@ pub struct Blocks {
     blocks: HashMap<BlockKey, Block>,
     due: BTreeSet<(Instant, BlockKey)>,
     catching_up: BTreeSet<BlockKey>,
+    /// Blocks of routes and partitions: they hold messages of lanes that may have blocks of their own.
+    wide: BTreeSet<BlockKey>,
     lanes: usize,
     most_lanes: usize,
     backoff: Backoff,
@@ -104,6 +106,7 @@ impl Blocks {
             blocks: HashMap::new(),
             due: BTreeSet::new(),
             catching_up: BTreeSet::new(),
+            wide: BTreeSet::new(),
             lanes: 0,
             most_lanes,
             backoff,
@@ -125,18 +128,34 @@ impl Blocks {
         [Some(BlockKey::Route(route)), partition, lane].into_iter().flatten().find(|key| self.blocks.contains_key(key))
     }
 
-    /// The widest block other than `key` that a message falls under, the transport's apart.
-    pub fn find_other(
-        &self,
-        key: BlockKey,
-        route: u64,
-        partition: Option<i32>,
-        lane: Option<Lane>,
-    ) -> Option<BlockKey> {
+    /// The block that a message passed over because of `key` waits for instead, the transport's apart: a narrower one
+    /// in any case, since its lane's earlier messages may lie there; a wider one unless that catches up, too.
+    ///
+    /// So of all blocks that catch up the narrowest delivers, and a message never goes to and fro between two.
+    pub fn elsewhere(&self, key: BlockKey, route: u64, partition: Option<i32>, lane: Lane) -> Option<BlockKey> {
         let partition = partition.map(|partition| BlockKey::Partition(route, partition));
-        let lane = lane.map(|lane| BlockKey::Lane(route, lane));
-        let all = [Some(BlockKey::Route(route)), partition, lane];
-        all.into_iter().flatten().find(|other| *other != key && self.blocks.contains_key(other))
+        let all = [Some(BlockKey::Lane(route, lane)), partition, Some(BlockKey::Route(route))];
+        all.into_iter().flatten().find(|other| {
+            *other != key
+                && self.blocks.get(other).is_some_and(|block| {
+                    // Keys are ordered from wide to narrow; two partitions differ where the partitioner chose anew.
+                    *other > key
+                        || matches!((other, key), (BlockKey::Partition(..), BlockKey::Partition(..)))
+                        || block.state != BlockState::CatchingUp
+                })
+        })
+    }
+
+    /// Whether something is blocked and does not catch up yet.
+    pub fn is_waiting(&self, key: BlockKey) -> bool {
+        self.blocks.get(&key).is_some_and(|block| block.state != BlockState::CatchingUp)
+    }
+
+    /// Blocks of a route as a whole, and of its partitions.
+    pub fn wide(&self, route: u64) -> impl Iterator<Item = (BlockKey, &Block)> {
+        let partitions = BlockKey::Partition(route, i32::MIN)..=BlockKey::Partition(route, i32::MAX);
+        let keys = self.wide.get(&BlockKey::Route(route)).into_iter().chain(self.wide.range(partitions));
+        keys.filter_map(|key| Some((*key, self.blocks.get(key)?)))
     }
 
     /// One block.
@@ -253,6 +272,7 @@ impl Blocks {
             BlockState::Probing(_) => {}
         }
         self.lanes -= usize::from(matches!(key, BlockKey::Lane(..)));
+        self.wide.remove(&key);
         Some(block)
     }
 
@@ -267,6 +287,9 @@ impl Blocks {
             BlockState::Probing(_) => {}
         }
         self.lanes += usize::from(matches!(key, BlockKey::Lane(..)));
+        if matches!(key, BlockKey::Route(_) | BlockKey::Partition(..)) {
+            self.wide.insert(key);
+        }
         self.blocks.insert(key, block);
     }
 }

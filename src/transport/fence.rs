@@ -15,9 +15,10 @@ use crate::message::Lane;
 /// One message with what became of it.
 pub(crate) type Verdict = (Handover, Outcome);
 
-/// The failure of a message whose only fault is to stand behind one that failed.
+/// The failure of a message whose only fault is to stand behind one that failed: no verdict, so it neither blocks its
+/// lane nor uses up an attempt.
 pub(crate) fn behind() -> Arc<Failure> {
-    Arc::new(Failure::new(Class::Transient, Scope::Lane, "an earlier message of its lane failed"))
+    Arc::new(Failure::new(Class::Fatal, Scope::Lane, "an earlier message of its lane failed"))
 }
 
 /// Reports every verdict. `sweep` takes out of the transport's queue, in order, all messages of the given lanes.

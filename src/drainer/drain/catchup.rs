@@ -28,7 +28,7 @@ pub struct Skipped {
 
 enum Source {
     Rows { after: Option<ParkedKey>, rows: VecDeque<(ParkedKey, Option<Place>)> },
-    Log { scan: Box<Scan>, records: VecDeque<(Lsn, Outgoing)> },
+    Log { scan: Box<Scan>, records: VecDeque<(Lsn, Outgoing)>, passed: Lsn },
 }
 
 /// One pass over what was skipped because of a block.
@@ -46,7 +46,7 @@ impl CatchUp {
         let source = if by_rows && key != BlockKey::Transport {
             Source::Rows { after: None, rows: VecDeque::new() }
         } else {
-            Source::Log { scan: Box::new(outbox.scan(first)), records: VecDeque::new() }
+            Source::Log { scan: Box::new(outbox.scan(first)), records: VecDeque::new(), passed: 0 }
         };
         Self { key, source, peeked: None, dirty: false }
     }
@@ -54,6 +54,17 @@ impl CatchUp {
     /// Whether the pass reads the log.
     pub fn reads_log(&self) -> bool {
         matches!(self.source, Source::Log { .. })
+    }
+
+    /// Whether the pass may be past a message that is skipped only now: it would hand over later ones of its lane first.
+    pub fn is_past(&self, skipped: ParkedKey) -> bool {
+        match &self.source {
+            Source::Log { passed, .. } => skipped.lsn <= *passed,
+            Source::Rows { after, rows } => {
+                let later = |row: &ParkedKey| row.lane == skipped.lane && row.lsn >= skipped.lsn;
+                after.as_ref().is_some_and(later) || rows.iter().any(|(row, _)| later(row))
+            }
+        }
     }
 
     /// Puts a message back: it is the next again.
@@ -97,11 +108,12 @@ impl CatchUp {
                     Err(error) => return Err(CatchUpError::Log(error)),
                 }
             },
-            Source::Log { scan, records } => loop {
+            Source::Log { scan, records, passed } => loop {
                 if let Some((lsn, message)) = records.pop_front() {
                     if lsn >= end {
                         return Ok(None);
                     }
+                    *passed = lsn;
                     return Ok(Some(Skipped { lsn, message, row: None }));
                 }
                 match scan.advance(|lsn| outbox.hint(lsn)).map_err(CatchUpError::Log)? {

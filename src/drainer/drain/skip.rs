@@ -38,10 +38,7 @@ impl Drain {
                 continue;
             }
             self.catch_ups.remove(&key);
-            let Some(skipped) = self.next_skipped(key, now)? else {
-                self.lift(key);
-                continue;
-            };
+            let Some(skipped) = self.next_to_probe(key, now)? else { continue };
             let alone = self.blocks.get(key).is_some_and(|block| block.alone);
             let (lsn, row) = (skipped.lsn, skipped.row);
             let again = Again { lsn, message: Arc::new(skipped.message), counted: true, alone };
@@ -61,6 +58,26 @@ impl Drain {
         Ok(())
     }
 
+    /// The message that a block is probed with; `None`: there is none, or not now.
+    fn next_to_probe(&mut self, key: BlockKey, now: Instant) -> Result<Option<Skipped>, Halt> {
+        loop {
+            let Some(skipped) = self.next_skipped(key, now)? else {
+                self.lift(key);
+                return Ok(None);
+            };
+            match self.elsewhere(key, &skipped) {
+                None => return Ok(Some(skipped)),
+                Some(other) if matches!((other, key), (BlockKey::Route(_), _) | (_, BlockKey::Lane(..))) => {
+                    // What is wider is blocked itself: a probe would only fail for its reason, again and again.
+                    self.blocks.set_state(key, BlockState::Waiting(now + PROBE_RETRY));
+                    return Ok(None);
+                }
+                // Its lane has a block of its own, and perhaps earlier messages there: not with this one.
+                Some(other) => self.transfer(key, other, &skipped),
+            }
+        }
+    }
+
     /// Delivers what was passed over because of blocks that are gone. True: there is more.
     pub(super) fn catch_up(&mut self, now: Instant) -> Result<bool, Halt> {
         let keys: Vec<BlockKey> = self.blocks.catching_up().take(PASSES).collect();
@@ -76,13 +93,8 @@ impl Drain {
                     self.end_pass(key);
                     break;
                 };
-                if let Some(other) = self.other_block(key, &skipped) {
-                    // It waits for something narrower, or wider, from now on.
-                    self.blocks.resumed(key);
-                    if skipped.row.is_none() {
-                        self.unindexed.add(other);
-                    }
-                    self.note_skipped(other, skipped.lsn);
+                if let Some(other) = self.elsewhere(key, &skipped) {
+                    self.transfer(key, other, &skipped);
                     continue;
                 }
                 let Skipped { lsn, message, row } = skipped;
@@ -122,10 +134,13 @@ impl Drain {
             let Ok(Some(message)) = outbox.read(lsn, None) else { continue };
             let lane = lane_or_own(&message, lsn);
             let key = self.block_of(&message, lsn);
-            let state = key.and_then(|key| self.blocks.get(key)).map(|block| block.state);
             let mine = message.route.transport == *self.dispatcher.name();
+            let route = self.dispatcher.route_hash(&message.route);
+            let waits = key.is_some_and(|key| self.blocks.is_waiting(key))
+                || self.blocks.is_waiting(BlockKey::Lane(route, lane))
+                || self.blocks.wide(route).any(|(key, _)| self.blocks.is_waiting(key));
             // One that stays behind keeps the later ones of its lane behind it.
-            if !mine || closed.contains(&lane) || !matches!(state, None | Some(BlockState::CatchingUp)) {
+            if !mine || closed.contains(&lane) || waits {
                 closed.insert(lane);
                 continue;
             }
@@ -161,18 +176,31 @@ impl Drain {
         self.blocks.find(route, partition, Some(lane_or_own(message, lsn)))
     }
 
-    /// The block other than `key` that a skipped message falls under.
-    pub(super) fn other_block(&self, key: BlockKey, skipped: &Skipped) -> Option<BlockKey> {
+    /// The block other than `key` that a skipped message waits for.
+    fn elsewhere(&self, key: BlockKey, skipped: &Skipped) -> Option<BlockKey> {
         let route = self.dispatcher.route_hash(&skipped.message.route);
         let message = &skipped.message;
         let partition = message.message.partition.or_else(|| self.dispatcher.transport().partition(message));
-        self.blocks.find_other(key, route, partition, Some(lane_or_own(message, skipped.lsn)))
+        self.blocks.elsewhere(key, route, partition, lane_or_own(message, skipped.lsn))
+    }
+
+    /// A skipped message waits for something narrower, or wider, from now on.
+    fn transfer(&mut self, key: BlockKey, other: BlockKey, skipped: &Skipped) {
+        self.blocks.resumed(key);
+        if skipped.row.is_none() {
+            self.unindexed.add(other);
+        }
+        self.note_skipped(other, self.key_of_row(&skipped.message, skipped.lsn));
+    }
+
+    fn key_of_row(&self, message: &Outgoing, lsn: Lsn) -> ParkedKey {
+        let route = self.dispatcher.route_hash(&message.route);
+        ParkedKey { route, lane: lane_or_own(message, lsn).hash(), lsn }
     }
 
     /// Passes a message over.
     pub(super) fn park(&mut self, key: BlockKey, lsn: Lsn, place: Option<Place>, message: &Outgoing) {
-        let route = self.dispatcher.route_hash(&message.route);
-        let row = ParkedKey { route, lane: lane_or_own(message, lsn).hash(), lsn };
+        let row = self.key_of_row(message, lsn);
         let place = place.unwrap_or(Place { segment: 0, offset: 0, index: 0 });
         let parked = ParkedRow { segment: place.segment, offset: place.offset, index: place.index, partition: -1 };
         let indexed = self.rows < INDEXED && !self.unindexed.contains(key);
@@ -181,11 +209,15 @@ impl Drain {
         } else {
             self.unindexed.add(key);
         }
-        self.note_skipped(key, lsn);
+        self.note_skipped(key, row);
     }
 
-    pub(super) fn note_skipped(&mut self, key: BlockKey, lsn: Lsn) {
-        self.blocks.skipped(key, lsn);
+    fn note_skipped(&mut self, key: BlockKey, row: ParkedKey) {
+        self.blocks.skipped(key, row.lsn);
+        if self.catch_ups.get(&key).is_some_and(|pass| pass.is_past(row)) {
+            // It would go on with later messages of the lane, and end without this one.
+            self.restart_pass(key);
+        }
         if let Some(pass) = self.catch_ups.get_mut(&key) {
             pass.dirty = true;
         }
@@ -204,7 +236,7 @@ impl Drain {
         loop {
             let outbox = Arc::clone(self.dispatcher.outbox());
             let by_rows = self.by_rows(key);
-            let first = self.blocks.get(key).and_then(|block| block.first_skipped).unwrap_or(self.cursor);
+            let first = self.first_skipped(key);
             let pass = self.catch_ups.entry(key).or_insert_with(|| CatchUp::new(&outbox, key, first, by_rows));
             match pass.next(&outbox, self.cursor) {
                 Ok(Some(skipped)) if self.concerns(key, &skipped) => return Ok(Some(skipped)),
@@ -224,6 +256,13 @@ impl Drain {
         }
     }
 
+    /// Where a pass over the log begins: what wider blocks hold up may belong to this one as well.
+    fn first_skipped(&self, key: BlockKey) -> Lsn {
+        let own = self.blocks.get(key).and_then(|block| block.first_skipped);
+        let wide = key.route().into_iter().flat_map(|route| self.blocks.wide(route));
+        wide.filter_map(|(_, block)| block.first_skipped).chain(own).min().unwrap_or(self.cursor)
+    }
+
     /// Whether a message that was read back is one that `key` holds up.
     pub(super) fn concerns(&self, key: BlockKey, skipped: &Skipped) -> bool {
         let message = &skipped.message;
@@ -233,7 +272,14 @@ impl Drain {
             BlockKey::Route(blocked) => blocked == route,
             BlockKey::Partition(blocked, partition) => {
                 let current = || self.dispatcher.transport().partition(message);
-                blocked == route && message.message.partition.or_else(current) == Some(partition)
+                // The partitioner may have chosen anew since: what was passed over because of this partition then
+                // belongs to another one, which may not know it, or is not blocked at all.
+                let belongs = |now: i32| {
+                    let block = self.blocks.get(BlockKey::Partition(route, now));
+                    now == partition
+                        || block.is_none_or(|block| block.first_skipped.is_none_or(|first| first > skipped.lsn))
+                };
+                blocked == route && message.message.partition.or_else(current).is_none_or(belongs)
             }
             BlockKey::Lane(blocked, lane) => blocked == route && lane == lane_or_own(message, skipped.lsn),
         };
@@ -247,7 +293,9 @@ impl Drain {
     /// Rows where the ledger has them all, and where they cost less than reading what lies between.
     pub(super) fn by_rows(&self, key: BlockKey) -> bool {
         let Some(block) = self.blocks.get(key) else { return false };
-        if self.unindexed.contains(key) {
+        // Rows may be missing of a wider block, too, whose messages belong to this one as well.
+        let mut wide = key.route().into_iter().flat_map(|route| self.blocks.wide(route));
+        if self.unindexed.contains(key) || wide.any(|(wide, _)| self.unindexed.contains(wide)) {
             return false;
         }
         let span = self.cursor.saturating_sub(block.first_skipped.unwrap_or(self.cursor));
