@@ -339,7 +339,7 @@ pub struct Outgoing {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum Position {
-    /// Kafka, and the broker of [`testing`](crate::testing).
+    /// Kafka, and the broker of `outlast::testing`.
     Offset {
         /// The partition, from zero.
         partition: i32,

@@ -26,9 +26,8 @@ fn settings(dir: &Path, broker: &Broker) -> Builder {
         backoff_cap: Duration::from_secs(1),
         ..Config::default()
     };
-    // Small segments: most of what is parked lies in older ones.
     let built = builder_from(Producer::builder().config(config), dir, broker);
-    built.segment_bytes(64 << 10).max_message_bytes(8 << 10).on_poison(OnPoison::Hold)
+    built.on_poison(OnPoison::Hold)
 }
 
 /// Sends to a route that is blocked, to lanes that poison blocks and to healthy lanes, in turns. Two thirds stay.

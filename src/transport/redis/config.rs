@@ -27,10 +27,11 @@ const RECONNECT_CAP: Duration = Duration::from_secs(30);
 ///
 /// ```
 /// use outlast::transport::redis::RedisConfig;
-/// let config = RedisConfig::from_url("redis://app:secret@cache:6380/2?stream=orders&maxlen=100000")?;
+/// let url = "redis://app:secret@cache:6380/2?stream=orders&maxlen=100000".parse()?;
+/// let config = RedisConfig::from_url(&url)?;
 /// assert_eq!((&*config.host, config.port, config.database), ("cache", 6380, 2));
 /// assert!(!format!("{config:?}").contains("secret"));
-/// # Ok::<_, outlast::transport::StartError>(())
+/// # Ok::<_, Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
