@@ -75,6 +75,13 @@ impl Committer {
         }
         self.settle_barriers(now, intake.closing);
         if intake.closing && self.is_drained() {
+            // Its sync may make room for settlements that were deferred: then they are written before the end.
+            if !self.sealed {
+                self.seal(now);
+            }
+            if !self.is_drained() {
+                return Turn::Again;
+            }
             self.finish(now);
             return Turn::Done;
         }
