@@ -91,8 +91,7 @@ impl Plan {
             slots: 1 << rng.u32(0..8),
             window: *rng.choice(&[1, 2, 7, 50, 1_000]).unwrap(),
             segment: *rng.choice(&[64 << 10, 128 << 10, 1 << 20]).unwrap(),
-            // Each start begins a segment of the dead letters, too.
-            segments: rng.u64(12..40),
+            segments: rng.u64(4..40),
             first_attempt: Duration::from_millis(*rng.choice(&[1, 10, 100, 2_000]).unwrap()),
             space_wait: Duration::from_millis(*rng.choice(&[1, 50, 20_000]).unwrap()),
             under_way: *rng.choice(&[1, 5, 200]).unwrap(),
@@ -127,7 +126,8 @@ impl Plan {
             window_messages: self.window,
             redelivery_window: self.window + 2_000,
             max_message_bytes: 8 << 10,
-            max_bytes: Some(self.segments * u64::from(self.segment)),
+            // An eighth is for dead letters, and each start with one takes a segment of it.
+            max_bytes: Some(self.segments.max(if self.poison { 160 } else { 0 }) * u64::from(self.segment)),
             segment_bytes: self.segment,
             slots: self.slots,
             max_attempts: self.max_attempts,
@@ -285,6 +285,11 @@ async fn open(plan: &Plan, dir: &TempDir, brokers: &[Broker]) -> Producer {
     builder.open().await.expect("the producer opens")
 }
 
+fn files(dir: &TempDir) -> Vec<String> {
+    let log = dir.path().join("outbox").join("wal");
+    std::fs::read_dir(log).unwrap().map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect()
+}
+
 async fn watch(notes: Arc<Notes>, mut events: outlast::Events, done: Arc<AtomicBool>) {
     loop {
         let last = done.load(Ordering::Acquire);
@@ -371,7 +376,7 @@ async fn run(plan: Plan) {
             let mut sent = producer.send(message).await;
             let until = Instant::now() + Duration::from_secs(10);
             while let Err(error) = sent {
-                assert!(error.is_retryable() && Instant::now() < until, "{error}");
+                assert!(error.is_retryable() && Instant::now() < until, "{error} {:?} {:?}", producer.health(), files(&dir));
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 sent = producer.send(error.into_message()).await;
             }
