@@ -81,7 +81,7 @@ pub enum OnPoison {
 }
 
 /// A transport: a name, and where its broker is.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TransportConfig {
     /// What messages call it, and what the log keeps; the URL's scheme if it is left out.
@@ -91,7 +91,7 @@ pub struct TransportConfig {
     /// Where it has a password, serializing this writes it down.
     pub url: String,
     /// The password, where the URL has none.
-    #[serde(default, skip_serializing)]
+    #[serde(default)]
     pub password: Option<String>,
 }
 
@@ -129,7 +129,7 @@ pub struct RouteConfig {
 /// assert!(config.validate().is_ok());
 /// # Ok::<(), serde_json::Error>(())
 /// ```
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The outbox's directory, made if it is not there.

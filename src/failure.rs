@@ -30,6 +30,7 @@ impl fmt::Display for Failure {
 
 /// The class of a failure (DESIGN.md 5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Class {
     /// Passes by itself: tried again with backoff, for ever.
     Transient,
@@ -44,6 +45,7 @@ pub enum Class {
 
 /// What a failure concerns, and so what waits: that, and nothing wider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum Scope {
     /// Every message of the transport.
     Transport,

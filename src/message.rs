@@ -109,6 +109,7 @@ pub struct Header {
 
 /// What a message carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Body {
     /// Bytes, or null: a tombstone in a compacted topic.
     Payload(Option<Bytes>),

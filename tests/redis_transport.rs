@@ -19,7 +19,7 @@ const CANARY: &str = "canary-7f3a";
 fn failure(outcome: Outcome) -> Arc<Failure> {
     match outcome {
         Outcome::Failed { failure, .. } => failure,
-        Outcome::Delivered(position) => panic!("delivered at {position}"),
+        other => panic!("{other:?}"),
     }
 }
 

@@ -249,6 +249,7 @@ fn expected(outgoing: &Outgoing) -> by_hand::Message {
             let lengths = fields.iter().map(|(k, v)| (k.len() as u64, v.len() as u64)).collect();
             (2, lengths, fields.iter().flat_map(|(k, v)| [k, v]).flatten().copied().collect())
         }
+        other => panic!("{other:?}"),
     };
     by_hand::Message {
         id: outgoing.id.to_bytes().to_vec(),

@@ -13,8 +13,10 @@ use crate::message::Lane;
 /// One slot.
 #[derive(Default)]
 pub struct Slot {
-    /// Waiting or owned, in the order of sending.
+    /// Owned, in the order of handing over.
     play: VecDeque<Arc<Entry>>,
+    /// First attempts that wait for room in the window, in the order of sending; of a lane, behind all it owns.
+    waiting: VecDeque<Arc<Entry>>,
     /// Stored, not settled, and not owned.
     pub stored: u32,
     /// Failed, and on the way back to the drainer, which has not seen that yet.
@@ -41,35 +43,43 @@ impl Slot {
 
     /// Takes a message out of play.
     pub fn remove(&mut self, entry: &Arc<Entry>) {
-        if let Some(at) = self.play.iter().position(|other| Arc::ptr_eq(other, entry)) {
-            self.play.remove(at);
-        }
-        if self.play.is_empty() && self.play.capacity() > 64 {
-            self.play = VecDeque::new();
-        }
+        take_out(&mut self.play, entry);
     }
 
-    /// The first message that waits for the window.
-    pub fn first_waiting(&self) -> Option<Arc<Entry>> {
-        self.play.iter().find(|entry| entry.state().phase == Phase::Waiting).cloned()
+    /// Makes a message wait, behind all others.
+    pub fn push_waiting(&mut self, entry: &Arc<Entry>) {
+        self.waiting.push_back(Arc::clone(entry));
     }
 
-    /// Messages of a lane that are in play and not on their way to the disk, in the order of sending.
-    pub fn unstored(&self, lane: Lane) -> Vec<Arc<Entry>> {
-        let unstored = |entry: &&Arc<Entry>| {
-            let state = entry.state();
-            state.storing == Storing::No && !state.given_up
-        };
-        self.play.iter().filter(|entry| entry.lane() == Some(lane)).filter(unstored).cloned().collect()
+    /// Makes a message wait, before all others: the one that was taken last.
+    pub fn put_back_waiting(&mut self, entry: Arc<Entry>) {
+        self.waiting.push_front(entry);
     }
 
-    /// All messages in play that are not on their way to the disk.
+    /// Whether any message waits for the window.
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Takes the first message that waits.
+    pub fn take_waiting(&mut self) -> Option<Arc<Entry>> {
+        self.waiting.pop_front()
+    }
+
+    /// Takes a message out of those that wait.
+    pub fn remove_waiting(&mut self, entry: &Arc<Entry>) {
+        take_out(&mut self.waiting, entry);
+    }
+
+    /// Messages of a lane that were sent before `entry` and are not on their way to the disk, in the order of sending.
+    pub fn unstored_before(&self, lane: Lane, entry: &Arc<Entry>) -> Vec<Arc<Entry>> {
+        let before = self.play.iter().chain(&self.waiting).take_while(|other| !Arc::ptr_eq(other, entry));
+        before.filter(|other| other.lane() == Some(lane)).filter(|other| is_unstored(other)).cloned().collect()
+    }
+
+    /// All first attempts that are not on their way to the disk; of each lane in the order of sending.
     pub fn all_unstored(&self) -> Vec<Arc<Entry>> {
-        let unstored = |entry: &&Arc<Entry>| {
-            let state = entry.state();
-            state.storing == Storing::No && !state.given_up
-        };
-        self.play.iter().filter(unstored).cloned().collect()
+        self.play.iter().chain(&self.waiting).filter(|entry| is_unstored(entry)).cloned().collect()
     }
 
     /// Whether the transport owns anything of a lane.
@@ -94,5 +104,20 @@ impl Slot {
     /// Whether a lane waits for reports.
     pub fn is_closed(&self, lane: Lane) -> bool {
         self.closed.contains(&lane)
+    }
+}
+
+fn is_unstored(entry: &Entry) -> bool {
+    let state = entry.state();
+    state.storing == Storing::No && !state.given_up
+}
+
+/// Nearly always the first: reports come in order.
+fn take_out(queue: &mut VecDeque<Arc<Entry>>, entry: &Arc<Entry>) {
+    if let Some(at) = queue.iter().position(|other| Arc::ptr_eq(other, entry)) {
+        queue.remove(at);
+    }
+    if queue.is_empty() && queue.capacity() > 64 {
+        *queue = VecDeque::new();
     }
 }

@@ -118,7 +118,9 @@ impl Core {
             // Whoever waits for space is told.
             self.let_in(Instant::now());
             let until = Instant::now() + grace;
-            let in_flight = || self.lines.iter().map(|line| line.dispatcher.unsettled()).sum::<usize>();
+            // What a broker owns that is known to be down will not be reported on: it is stored at once.
+            let up = || self.lines.iter().filter(|line| !line.dispatcher.gate().is_down());
+            let in_flight = || up().map(|line| line.dispatcher.unsettled()).sum::<usize>();
             while in_flight() > 0 && Instant::now() < until {
                 std::thread::sleep(LOOK.min(until.saturating_duration_since(Instant::now())));
             }

@@ -179,7 +179,7 @@ impl Core {
     }
 
     fn room(&self, admitted: &Admitted) -> Result<Option<Reservation>, NoRoom> {
-        if self.outbox.queued_bytes() > QUEUED_BYTES {
+        if self.outbox.queued_bytes() > QUEUED_BYTES || self.lines[admitted.line].dispatcher.is_crowded() {
             return Err(NoRoom::Full);
         }
         let share = if admitted.direct { Share::FirstAttempt } else { Share::Stored };

@@ -154,6 +154,7 @@ impl fmt::Debug for Ticket {
 
 /// What became of a message that a transport owned.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub enum Outcome {
     /// Acknowledged.
     Delivered(Position),
@@ -168,6 +169,7 @@ pub enum Outcome {
 
 /// Whether the broker can be reached, as far as the transport knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Availability {
     /// Messages can be submitted with hope.
     Up,

@@ -98,6 +98,7 @@ impl<'a> Lanes<'a> {
                         }
                     }
                 }
+                other => panic!("{other:?}"),
             }
             if lane.owned.is_empty() {
                 lane.closed = false;

@@ -64,6 +64,7 @@ impl Rig {
                 let said = match availability {
                     Availability::Up => Said::Up,
                     Availability::Down(failure) => Said::Down(failure),
+                    other => panic!("{other:?}"),
                 };
                 let _ = one.lock().map(|sender| sender.send(said));
             },

@@ -216,9 +216,9 @@ impl Bench {
 
     pub fn wait_down(&self) -> Arc<outlast::transport::Failure> {
         loop {
-            match self.heard.recv_timeout(PATIENCE).expect("the transport never went down") {
-                Availability::Down(failure) => return failure,
-                Availability::Up => {}
+            let heard = self.heard.recv_timeout(PATIENCE).expect("the transport never went down");
+            if let Availability::Down(failure) = heard {
+                return failure;
             }
         }
     }
@@ -261,7 +261,9 @@ impl Bench {
                 Class::Hold => "hold",
                 Class::Permanent => "permanent",
                 Class::Fatal => "fatal",
+                other => panic!("{other:?}"),
             },
+            other => panic!("{other:?}"),
         };
         (number, word)
     }

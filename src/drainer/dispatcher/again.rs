@@ -46,6 +46,10 @@ impl Dispatcher {
         {
             return Attempt::Later;
         }
+        // Asked once more where it cannot change: a first attempt is stored, and its number made known, under this lock.
+        if self.is_owned(again.lsn) || self.outbox.is_settled(again.lsn) {
+            return Attempt::Owned;
+        }
         let load = self.load(&entry, partition);
         if lock(&self.window).enter(load).is_err() {
             return Attempt::NoRoom;

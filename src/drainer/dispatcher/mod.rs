@@ -12,7 +12,7 @@ mod store;
 mod watchers;
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -76,6 +76,8 @@ pub struct Dispatcher {
     window: Mutex<Window>,
     owned: Mutex<HashSet<Lsn>>,
     waiting: Mutex<VecDeque<usize>>,
+    waiting_bytes: AtomicUsize,
+    limits: WindowLimits,
     watchers: Mutex<Watchers>,
     gate: Gate,
     mailbox: Mailbox,
@@ -99,6 +101,8 @@ impl Dispatcher {
             window: Mutex::new(Window::new(options.window)),
             owned: Mutex::default(),
             waiting: Mutex::default(),
+            waiting_bytes: AtomicUsize::new(0),
+            limits: options.window,
             watchers: Mutex::default(),
             gate: Gate::new(backlog),
             mailbox: Mailbox::default(),

@@ -34,34 +34,45 @@ impl Dispatcher {
         let mut slot = self.slot(entry.slot);
         if !direct || self.must_store(&slot, &entry, partition) {
             self.store(&mut slot, &entry);
-        } else if slot.first_waiting().is_some() || lock(&self.window).enter(self.load(&entry, partition)).is_err() {
-            entry.state().phase = Phase::Waiting;
-            slot.push(&entry);
-            self.busy.mark(entry.slot);
-            lock(&self.waiting).push_back(entry.slot);
-        } else {
-            slot.push(&entry);
-            self.busy.mark(entry.slot);
-            if !self.hand_over(&mut slot, &entry) {
-                lock(&self.waiting).push_back(entry.slot);
-            }
+            return verdict;
+        }
+        let has_room = !slot.has_waiting() && lock(&self.window).enter(self.load(&entry, partition)).is_ok();
+        if !(has_room && self.hand_over(&mut slot, &entry)) {
+            self.wait(&mut slot, &entry);
         }
         verdict
     }
 
-    /// Hands a first attempt to the transport. The slot has it in play, the window counts it.
+    /// Makes a first attempt wait for room in the window, behind all others.
+    fn wait(&self, slot: &mut Slot, entry: &Arc<Entry>) {
+        entry.state().phase = Phase::Waiting;
+        slot.push_waiting(entry);
+        self.busy.mark(entry.slot);
+        self.waiting_bytes.fetch_add(entry.bytes(), Ordering::AcqRel);
+        lock(&self.waiting).push_back(entry.slot);
+    }
+
+    /// Whether as much waits for room as may be in the window: whoever sends more waits outside.
+    pub fn is_crowded(&self) -> bool {
+        let limits = self.limits;
+        self.waiting_bytes.load(Ordering::Acquire) >= limits.bytes || lock(&self.waiting).len() >= limits.messages
+    }
+
+    /// Hands a first attempt, which the window counts, to the transport.
     ///
-    /// False: its partition owns as much as the transport lets it, so it goes on waiting.
-    pub(super) fn hand_over(self: &Arc<Self>, slot: &mut Slot, entry: &Arc<Entry>) -> bool {
+    /// False: its partition owns as much as the transport lets it, so it has to wait.
+    fn hand_over(self: &Arc<Self>, slot: &mut Slot, entry: &Arc<Entry>) -> bool {
+        slot.push(entry);
+        self.busy.mark(entry.slot);
         entry.state().phase = Phase::Owned;
         let partition = entry.state().partition;
         let Err(failure) = self.submit(entry) else { return true };
         lock(&self.window).leave(self.load(entry, partition));
+        entry.state().phase = Phase::Idle;
         if is_share_full(&failure) {
-            entry.state().phase = Phase::Waiting;
+            slot.remove(entry);
             return false;
         }
-        entry.state().phase = Phase::Idle;
         self.post_first_failure(entry, partition, &failure);
         self.store(slot, entry);
         slot.remove(entry);
@@ -85,25 +96,28 @@ impl Dispatcher {
         while without_room.len() < PUMP {
             let Some(index) = lock(&self.waiting).pop_front() else { break };
             let mut slot = self.slot(index);
-            let Some(entry) = slot.first_waiting() else { continue };
+            let Some(entry) = slot.take_waiting() else { continue };
             let partition = self.transport.partition(&entry.message);
-            entry.state().partition = partition;
+            {
+                let mut state = entry.state();
+                state.partition = partition;
+                state.phase = Phase::Idle;
+            }
             if self.must_store(&slot, &entry, partition) {
+                self.waiting_bytes.fetch_sub(entry.bytes(), Ordering::AcqRel);
                 self.store(&mut slot, &entry);
                 continue;
             }
-            match lock(&self.window).enter(self.load(&entry, partition)) {
-                Ok(()) => {}
-                Err(full) => {
-                    without_room.push(index);
-                    if full == Full::Window {
-                        break;
-                    }
-                    continue;
-                }
+            let entered = lock(&self.window).enter(self.load(&entry, partition));
+            if entered.is_ok() && self.hand_over(&mut slot, &entry) {
+                self.waiting_bytes.fetch_sub(entry.bytes(), Ordering::AcqRel);
+                continue;
             }
-            if !self.hand_over(&mut slot, &entry) {
-                without_room.push(index);
+            entry.state().phase = Phase::Waiting;
+            slot.put_back_waiting(entry);
+            without_room.push(index);
+            if entered == Err(Full::Window) {
+                break;
             }
         }
         if !without_room.is_empty() {

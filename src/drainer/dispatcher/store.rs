@@ -18,17 +18,14 @@ impl Dispatcher {
     /// lane is send order.
     pub(super) fn store(self: &Arc<Self>, slot: &mut Slot, entry: &Arc<Entry>) {
         if let Some(lane) = entry.lane() {
-            for earlier in slot.unstored(lane) {
-                if Arc::ptr_eq(&earlier, entry) {
-                    break;
-                }
+            for earlier in slot.unstored_before(lane, entry) {
                 self.append(slot, &earlier);
             }
         }
         self.append(slot, entry);
     }
 
-    pub(super) fn append(self: &Arc<Self>, slot: &mut Slot, entry: &Arc<Entry>) {
+    fn append(self: &Arc<Self>, slot: &mut Slot, entry: &Arc<Entry>) {
         let mut state = entry.state();
         let waited = state.phase == Phase::Waiting;
         let owned = state.phase == Phase::Owned;
@@ -48,7 +45,8 @@ impl Dispatcher {
         state.phase = Phase::Idle;
         drop(state);
         if waited {
-            slot.remove(entry);
+            slot.remove_waiting(entry);
+            self.waiting_bytes.fetch_sub(entry.bytes(), Ordering::AcqRel);
         }
         if entry.lane().is_some() {
             slot.stored += 1;
@@ -108,15 +106,15 @@ impl Dispatcher {
             }
             for entry in unstored {
                 let late = now.is_none_or(|now| entry.deadline.is_some_and(|deadline| deadline <= now));
-                let (owned, partition, storing) = {
+                let (owned, partition) = {
                     let state = entry.state();
-                    (state.phase == Phase::Owned, state.partition, state.storing)
+                    (state.phase == Phase::Owned, state.partition)
                 };
-                // An earlier one of the same lane may have taken it along.
-                if !late || storing != Storing::No {
+                if !late {
                     continue;
                 }
-                self.store(&mut slot, &entry);
+                // All that was sent before it is late, too, and so comes before it here.
+                self.append(&mut slot, &entry);
                 if owned && now.is_some() {
                     let route = entry.message.route.clone();
                     self.mailbox.post(Mail::Late { route, partition });

@@ -91,6 +91,7 @@ pub struct FieldNames {
 /// What an append trims its stream to, roughly (Redis' `~`).
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Trim {
     /// The newest so many entries stay.
     MaxLen(u64),
