@@ -284,3 +284,30 @@ async fn a_routes_settings_are_its_own_transports_alone() {
     assert!(producer.send(message(1, 1).via("second")).await.unwrap().is_delivered());
     producer.close(LONG).await.unwrap();
 }
+
+/// With `max_attempts(1)` a broker lost the reply to the first of twenty messages of a key. The nineteen behind it were
+/// handed back unsent, as the prefix rule demands, with a failure of their lane: each had used up its only attempt and
+/// went to the dead letters, though the broker had never seen it.
+#[tokio::test]
+async fn a_message_handed_back_behind_one_that_failed_has_used_up_no_attempt() {
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    let producer = builder(&dir, &broker).mode(Mode::WriteAhead).max_attempts(1).open().await.unwrap();
+    producer.send(message(1, 0)).await.unwrap();
+    for number in 1..200 {
+        // Settled one by one, so that the drainer has gained pace.
+        producer.send(message(1, number)).await.unwrap();
+    }
+    producer.drained(LONG).await.unwrap();
+    broker.pause();
+    let sends: Vec<_> = (200..220).map(|number| producer.send(message(1, number))).collect();
+    for send in sends {
+        send.await.unwrap();
+    }
+    assert!(broker.wait_for_owned(20, LONG));
+    broker.lose_reply();
+    broker.resume();
+    producer.drained(LONG).await.unwrap();
+    assert_in_order(&broker.delivered(), 220);
+    assert!(producer.stats().dead <= 1, "only the one whose reply was lost was tried: {} are dead", producer.stats().dead);
+    producer.close(LONG).await.unwrap();
+}

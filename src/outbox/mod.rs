@@ -285,8 +285,11 @@ impl Outbox {
     /// # Errors
     /// What was not synced may be delivered twice after a restart; nothing that was acknowledged is lost.
     pub fn close(&self) -> Result<(), Arc<WalError>> {
-        self.flush_settlements();
+        // What was delivered while the log still wrote it is settled by the log's own thread once that is done, and a dead
+        // letter likewise: all of them first, then what they settled. A sync that fails, `close` reports.
         let dead = self.dead.close();
+        let _ = self.wal.sync();
+        self.flush_settlements();
         let wal = self.wal.close();
         self.ledger.close(Duration::from_secs(2));
         wal.and(dead)

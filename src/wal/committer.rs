@@ -49,7 +49,7 @@ struct Intake {
 
 impl Committer {
     pub fn new(shared: Arc<Shared>, next_number: u64) -> Self {
-        Self {
+        let committer = Self {
             shared,
             active: None,
             next_number,
@@ -59,7 +59,10 @@ impl Committer {
             retry_controls: None,
             settlements: 0,
             barriers: Vec::new(),
-        }
+        };
+        // What was settled before, too: a full log takes nothing, so that no settlement would ever come to do it.
+        committer.recycle();
+        committer
     }
 
     /// Does what is due: at most one frame, and one seal.
@@ -75,6 +78,13 @@ impl Committer {
         }
         self.settle_barriers(now, intake.closing);
         if intake.closing && self.is_drained() {
+            // Its sync may make room for settlements that were deferred: then they are written before the end.
+            if !self.sealed {
+                self.seal(now);
+            }
+            if !self.is_drained() {
+                return Turn::Again;
+            }
             self.finish(now);
             return Turn::Done;
         }

@@ -444,3 +444,30 @@ fn a_log_that_is_dropped_answers_everybody_and_closed_it_takes_nothing_more() {
         assert!(matches!(*outcome.expect_err("closed"), WalError::Closed))
     });
 }
+
+/// A log was closed full, but with everything settled, before its preparer had come round to recycle. Opened again it
+/// had all its segments in use and recycled none: that was only ever done when a settlement became durable, and none
+/// comes where nothing is pending and nothing can be stored. Every `send` got `Full`, for ever.
+#[test]
+fn a_full_log_in_which_everything_is_settled_is_usable_again_after_a_restart() {
+    let storage = ModelStorage::new(1);
+    let options = Options { max_segments: 4, ..options() };
+    let mut rig = Rig::new(&storage, options.clone());
+    while rig.outcomes().iter().all(|(_, outcome)| outcome.is_ok()) {
+        rig.append(8_000);
+        rig.run();
+    }
+    let last = rig.wal.durable();
+    rig.settle(1, last);
+    rig.now += Duration::from_secs(2);
+    for _ in 0..10 {
+        rig.stepper.commit(rig.now);
+        rig.now += Duration::from_secs(1);
+    }
+    assert_eq!(rig.wal.state().settled_prefix, rig.wal.state().next_lsn - 1);
+    drop(rig);
+    let mut rig = Rig::new(&storage, options);
+    rig.wal.request(8_192);
+    rig.run();
+    assert!(rig.wal.usable() >= 8_192, "{:?}", rig.wal.space());
+}

@@ -284,8 +284,12 @@ impl Drain {
             Some(error) => {
                 let why = format!("no dead letter could be written ({error}) for: {reason}");
                 let failure = Arc::new(Failure::new(Class::Hold, Scope::Lane, why));
-                self.blocks.set_state(key, BlockState::CatchingUp);
-                self.block(key, &message.route, &failure, true, false, now);
+                self.block(key, &message.route, &failure, true, true, now);
+                // A message that is judged alone is tried at once; here that would go round and round while the disk has no
+                // room.
+                let attempts = self.blocks.get(key).map_or(1, |block| block.attempts);
+                let delay = self.options.backoff.delay(attempts, &mut self.rng);
+                self.blocks.set_state(key, BlockState::Waiting(now + delay));
                 self.returned.insert(lsn, Back { message: Arc::clone(message) });
             }
         }
