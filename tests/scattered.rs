@@ -14,7 +14,6 @@ use shows::{LONG, builder_from, in_order, numbered};
 /// not even what would have closed the gaps: the drainer stood still for ever, with the broker up and everything
 /// accepted.
 #[test]
-#[ignore = "fails: the drainer stands still (reported)"]
 fn a_log_as_scattered_as_it_may_be_drains_once_nothing_is_blocked() {
     let (dir, broker) = (tempfile::TempDir::new().unwrap(), Broker::new());
     let config = Config {
