@@ -311,3 +311,25 @@ async fn a_message_handed_back_behind_one_that_failed_has_used_up_no_attempt() {
     assert!(producer.stats().dead <= 1, "only the one whose reply was lost was tried: {} are dead", producer.stats().dead);
     producer.close(LONG).await.unwrap();
 }
+
+/// Ten messages of a key waited behind a full window. The broker went down; the first that was taken from those that
+/// wait stood nowhere while it was stored, so all the others counted as sent before it and got lower LSNs.
+#[tokio::test]
+async fn what_waits_for_the_window_is_stored_in_the_order_of_sending() {
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    let config = outlast::Config { outbox: dir.path().join("outbox"), window_messages: 1, ..outlast::Config::default() };
+    let producer = Producer::builder().config(config).custom_transport("memory", broker.transport()).open().await.unwrap();
+    producer.send(message(1, 0)).await.unwrap();
+    broker.pause();
+    let sends: Vec<_> = (1..11).map(|number| producer.send(message(1, number))).collect();
+    broker.down();
+    broker.resume();
+    let mut lsns = Vec::new();
+    for send in sends {
+        if let Receipt::Stored { lsn, .. } = send.await.unwrap() {
+            lsns.push(lsn);
+        }
+    }
+    assert!(lsns.len() == 10 && lsns.is_sorted(), "{lsns:?}");
+    producer.close(Duration::ZERO).await.unwrap();
+}

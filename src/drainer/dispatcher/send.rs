@@ -105,7 +105,10 @@ impl Dispatcher {
             }
             if self.must_store(&slot, &entry, partition) {
                 self.waiting_bytes.fetch_sub(entry.bytes(), Ordering::AcqRel);
+                // In play meanwhile: where it stands says that those of its lane that still wait come after it.
+                slot.push(&entry);
                 self.store(&mut slot, &entry);
+                slot.remove(&entry);
                 continue;
             }
             let entered = lock(&self.window).enter(self.load(&entry, partition));
