@@ -150,7 +150,14 @@ fn heal(broker: &Broker) {
 }
 
 /// Torments a broker until told to stop.
-async fn torment(broker: Broker, notes: Arc<Notes>, stop: Arc<AtomicBool>, mut rng: Rng, gentle: bool, repartition: bool) {
+async fn torment(
+    broker: Broker,
+    notes: Arc<Notes>,
+    stop: Arc<AtomicBool>,
+    mut rng: Rng,
+    gentle: bool,
+    repartition: bool,
+) {
     while !stop.load(Ordering::Acquire) {
         tokio::time::sleep(Duration::from_millis(rng.u64(0..20))).await;
         match rng.u8(0..20) {
@@ -331,7 +338,14 @@ async fn run(plan: Plan) {
         let torments: Vec<_> = brokers
             .iter()
             .map(|broker| {
-                tokio::spawn(torment(broker.clone(), Arc::clone(&notes), Arc::clone(&stop), rng.fork(), plan.gentle, plan.repartition))
+                tokio::spawn(torment(
+                    broker.clone(),
+                    Arc::clone(&notes),
+                    Arc::clone(&stop),
+                    rng.fork(),
+                    plan.gentle,
+                    plan.repartition,
+                ))
             })
             .collect();
         let running: Vec<_> =
@@ -376,7 +390,12 @@ async fn run(plan: Plan) {
             let mut sent = producer.send(message).await;
             let until = Instant::now() + Duration::from_secs(10);
             while let Err(error) = sent {
-                assert!(error.is_retryable() && Instant::now() < until, "{error} {:?} {:?}", producer.health(), files(&dir));
+                assert!(
+                    error.is_retryable() && Instant::now() < until,
+                    "{error} {:?} {:?}",
+                    producer.health(),
+                    files(&dir)
+                );
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 sent = producer.send(error.into_message()).await;
             }

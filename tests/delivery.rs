@@ -308,7 +308,11 @@ async fn a_message_handed_back_behind_one_that_failed_has_used_up_no_attempt() {
     broker.resume();
     producer.drained(LONG).await.unwrap();
     assert_in_order(&broker.delivered(), 220);
-    assert!(producer.stats().dead <= 1, "only the one whose reply was lost was tried: {} are dead", producer.stats().dead);
+    assert!(
+        producer.stats().dead <= 1,
+        "only the one whose reply was lost was tried: {} are dead",
+        producer.stats().dead
+    );
     producer.close(LONG).await.unwrap();
 }
 
@@ -317,8 +321,10 @@ async fn a_message_handed_back_behind_one_that_failed_has_used_up_no_attempt() {
 #[tokio::test]
 async fn what_waits_for_the_window_is_stored_in_the_order_of_sending() {
     let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
-    let config = outlast::Config { outbox: dir.path().join("outbox"), window_messages: 1, ..outlast::Config::default() };
-    let producer = Producer::builder().config(config).custom_transport("memory", broker.transport()).open().await.unwrap();
+    let config =
+        outlast::Config { outbox: dir.path().join("outbox"), window_messages: 1, ..outlast::Config::default() };
+    let producer =
+        Producer::builder().config(config).custom_transport("memory", broker.transport()).open().await.unwrap();
     producer.send(message(1, 0)).await.unwrap();
     broker.pause();
     let sends: Vec<_> = (1..11).map(|number| producer.send(message(1, number))).collect();
