@@ -121,7 +121,7 @@ fn after_a_lost_reply_the_rest_of_the_lane_fails_and_no_other() {
     bench.broker.resume();
     let mut reports: Vec<_> = (0..4).map(|_| bench.next()).collect();
     reports.sort();
-    assert_eq!(reports, [(1, "perhaps"), (2, "transient"), (3, "delivered"), (4, "transient")]);
+    assert_eq!(reports, [(1, "perhaps"), (2, "fatal"), (3, "delivered"), (4, "fatal")]);
     let numbers: Vec<u64> = bench.broker.delivered().iter().map(|entry| entry.id.number()).collect();
     assert_eq!(numbers, [1, 3]);
 }
@@ -148,7 +148,7 @@ fn a_marked_payload_is_refused_for_good_and_its_lane_behind_it() {
     (1..=3).for_each(|number| bench.keyed(number, "a"));
     bench.broker.resume();
     let reports: Vec<_> = (0..3).map(|_| bench.next()).collect();
-    assert_eq!(reports, [(1, "delivered"), (2, "permanent"), (3, "transient")]);
+    assert_eq!(reports, [(1, "delivered"), (2, "permanent"), (3, "fatal")]);
     bench.broker.accept_message("2");
     bench.keyed(2, "a");
     assert_eq!(bench.next(), (2, "delivered"));
