@@ -4,6 +4,7 @@
 //! Its own producer with batches of one. Made when first needed, closed when idle. A message that gets no verdict
 //! within the patience is handed back: others wait behind it.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,6 +21,8 @@ const IDLE: Duration = Duration::from_secs(30);
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long the instance may take to hear of the message's topic.
 const INTRODUCTION: Duration = Duration::from_secs(1);
+/// How long after a fatal error the report may take to come.
+const REPORT: Duration = Duration::from_secs(1);
 /// The most messages that wait; the producer sends single probes.
 const MOST_WAITING: usize = 1_000;
 
@@ -198,8 +201,14 @@ fn try_alone(shared: &Shared, place: &mut Option<Instance>, job: &Job) -> Outcom
         rebuild::retire(shared, &instance);
         return Outcome::Failed { failure: refused.failure, possibly_delivered: false };
     }
-    // A fatal error without a report is as good as one.
-    let verdict = watch.wait(PATIENCE, || shared.is_stopped() || instance.check_fatal());
+    // A fatal error without a report is as good as one; but librdkafka raises the error first and reports with the
+    // broker's verdict a moment later.
+    let fatal_since = Cell::new(None);
+    let verdict = watch.wait(PATIENCE, || {
+        let fatal = || instance.check_fatal().then(|| fatal_since.get().unwrap_or_else(Instant::now));
+        fatal_since.set(fatal());
+        shared.is_stopped() || fatal_since.get().is_some_and(|since| since.elapsed() >= REPORT)
+    });
     let mut given_up_for = None;
     if let Some(Outcome::Delivered(_)) = verdict {
         *place = Some(instance);
