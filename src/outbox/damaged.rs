@@ -1,7 +1,7 @@
 //! What could not be read is copied to `damaged/` before its segment is used again: nothing is thrown away.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use super::directory::{DirectoryError, Paths};
 use super::files::{self, Durability};
@@ -20,7 +20,12 @@ pub fn keep(paths: &Paths, damage: &Damage) -> Result<(), DirectoryError> {
     }
     let source = segment_path(&paths.wal(), damage.segment);
     let failed = |error| DirectoryError::io(&source, "read", error);
-    let mut file = File::open(&source).map_err(failed)?;
+    let mut file = match File::open(&source) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return files::replace(&target, &[], Durability::Synced);
+        }
+        opened => opened.map_err(failed)?,
+    };
     file.seek(SeekFrom::Start(u64::from(damage.offset))).map_err(failed)?;
     let mut bytes = Vec::new();
     file.take(u64::from(damage.length)).read_to_end(&mut bytes).map_err(failed)?;

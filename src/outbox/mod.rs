@@ -245,7 +245,9 @@ impl Outbox {
             reason = %damage.reason, "damage in the outbox: these LSNs are set aside"
         );
         if let Err(error) = damaged::keep(self.directory.paths(), damage) {
-            tracing::error!(%error, "what was damaged could not be copied to damaged/");
+            // Not settled, so its segment stays as it is, and the next start comes across it again.
+            tracing::error!(%error, "what was damaged could not be copied to damaged/; it stays where it is");
+            return;
         }
         if damage.last_lsn < damage.first_lsn {
             return;

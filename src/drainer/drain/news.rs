@@ -20,7 +20,7 @@ use crate::wal::{DeadLetter, Lsn};
 impl Drain {
     pub(super) fn read(&mut self, mail: Mail, now: Instant) {
         match mail {
-            Mail::Settled { lsn, entry, position } => self.settled(lsn, &entry, position, now),
+            Mail::Settled { lsn, entry, position } => self.settled(lsn, &entry, position),
             Mail::Passed { route, partition } => self.passed(route, partition),
             Mail::Returned { lsn, entry, failure } => self.take_back(lsn, &entry, &failure, now),
             Mail::FirstFailed { route, partition, lane, failure } => {
@@ -33,14 +33,13 @@ impl Drain {
         }
     }
 
-    fn settled(&mut self, lsn: Lsn, entry: &Entry, position: Position, now: Instant) {
+    fn settled(&mut self, lsn: Lsn, entry: &Entry, position: Position) {
         self.pacer.acknowledged(1);
         if let Some(key) = self.probes.remove(&lsn) {
             self.restart_pass(key);
             self.blocks.set_state(key, BlockState::CatchingUp);
         }
         self.passed(entry.route, entry.state().partition);
-        let _ = now;
         self.dispatcher.tell(Event::Delivered {
             id: entry.message.id,
             lsn,
