@@ -132,6 +132,7 @@ mod error;
 mod failure;
 mod message;
 mod outbox;
+mod planted;
 mod producer;
 mod receipt;
 mod schedule;
@@ -149,6 +150,13 @@ pub mod internals {
     //! For the project's own tests, benchmarks and fuzz targets; no part of the public interface.
     pub mod wal {
         pub use crate::wal::*;
+    }
+    pub mod outbox {
+        pub use crate::outbox::*;
+    }
+    #[cfg(feature = "planted")]
+    pub mod planted {
+        pub use crate::planted::*;
     }
 }
 

@@ -9,7 +9,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules at the crate's root and their floors.
-const FLOORS: [(&str, u32); 16] = [
+const FLOORS: [(&str, u32); 17] = [
     ("message", 0),
     ("error", 0),
     ("config", 0),
@@ -17,6 +17,7 @@ const FLOORS: [(&str, u32); 16] = [
     ("clock", 0),
     ("failure", 0),
     ("receipt", 0),
+    ("planted", 0),
     ("wal", 1),
     ("outbox", 2),
     ("schedule", 2),

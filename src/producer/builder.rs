@@ -39,6 +39,8 @@ pub struct Builder {
     password: Option<String>,
     #[cfg(feature = "testing")]
     ledger: crate::outbox::ledger::LedgerOptions,
+    #[cfg(feature = "testing")]
+    storage: Option<Arc<dyn crate::wal::Storage>>,
 }
 
 impl fmt::Debug for Builder {
@@ -165,6 +167,14 @@ impl Builder {
         self
     }
 
+    /// For the project's own tests: what takes the place of the disk under the logs.
+    #[cfg(feature = "testing")]
+    #[doc(hidden)]
+    pub fn storage(mut self, storage: Arc<dyn crate::wal::Storage>) -> Self {
+        self.storage = Some(storage);
+        self
+    }
+
     /// Opens the outbox and starts delivering what is pending in it.
     ///
     /// # Errors
@@ -191,6 +201,7 @@ impl Builder {
         for route in &mut config.routes {
             route.transport = route.transport.take().or_else(|| transports.first().map(|(name, ..)| Arc::clone(name)));
         }
+        let defaults = OutboxOptions::new(config.outbox.clone());
         let outbox = Arc::new(Outbox::open(&OutboxOptions {
             lock_wait: config.lock_wait,
             segment_bytes: config.segment_bytes,
@@ -198,7 +209,9 @@ impl Builder {
             max_message_bytes: config.max_message_bytes,
             #[cfg(feature = "testing")]
             ledger: self.ledger,
-            ..OutboxOptions::new(config.outbox.clone())
+            #[cfg(feature = "testing")]
+            storage: self.storage.unwrap_or_else(|| Arc::clone(&defaults.storage)),
+            ..defaults
         })?);
         let (events, _) = broadcast::channel(EVENTS);
         let lines: Vec<Line> = transports

@@ -210,13 +210,21 @@ pub fn read(brokers: &str, topic: &str, partitions: i32, count: usize) -> Vec<Ow
     messages
 }
 
-/// How many messages a topic has, duplicates and all.
+/// How many messages a topic has, duplicates and all. A broker that has just come back may not know its partitions for a
+/// moment ("Unknown partition"): it is asked again until it does.
 pub fn end_of(brokers: &str, topic: &str, partitions: i32) -> usize {
     let consumer: BaseConsumer =
         ClientConfig::new().set("bootstrap.servers", brokers).create().unwrap_or_else(|error| panic!("{error}"));
-    let ends = (0..partitions).map(|p| consumer.fetch_watermarks(topic, p, PATIENCE));
-    let count: i64 =
-        ends.map(|end| end.unwrap_or_else(|error| panic!("{topic}: {error}"))).map(|(low, high)| high - low).sum();
+    let deadline = Instant::now() + PATIENCE;
+    let end = |partition| loop {
+        match consumer.fetch_watermarks(topic, partition, PATIENCE) {
+            Ok((low, high)) => return high - low,
+            Err(error) => assert!(Instant::now() < deadline, "{topic}: {error}"),
+        }
+        // There is no event to wait for: the answer comes with the next metadata.
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    let count: i64 = (0..partitions).map(end).sum();
     usize::try_from(count).unwrap_or(0)
 }
 
