@@ -1,0 +1,172 @@
+//! A life: a process that sends as fast as it may, to a broker that comes and goes, until it is killed.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::Duration;
+
+use outlast::admin::{self, Selection};
+use outlast::testing::Broker;
+use outlast::{Builder, Config, Mode, Order, Producer, RouteConfig, SendErrorKind, SendFuture};
+
+use crate::oracle::{self, AHEAD, Answers, Bounds, KEYS, LOOSE, Lines, POISON, Tally};
+use crate::shows::{LONG, builder_from, myself};
+
+/// First messages in flight.
+const WINDOW: usize = 64;
+/// What one kill may make the broker see twice.
+pub const REDELIVERY: usize = 200;
+/// Threads that send, each with its own keys.
+const SENDERS: u64 = 2;
+/// Numbers of a later life are higher: what is pending from before comes first.
+pub const NUMBERS: u64 = 1_000_000;
+
+/// The settings all lives share.
+pub fn builder(dir: &Path, broker: &Broker) -> Builder {
+    let config = Config { window_messages: WINDOW, redelivery_window: REDELIVERY, ..Config::default() };
+    let ahead = RouteConfig { destination: AHEAD.into(), mode: Some(Mode::WriteAhead), ..RouteConfig::default() };
+    let loose = RouteConfig { destination: LOOSE.into(), order: Some(Order::None), ..RouteConfig::default() };
+    builder_from(Producer::builder().config(config), dir, broker)
+        .segment_bytes(64 << 10)
+        .max_message_bytes(8 << 10)
+        .max_bytes(8 << 20)
+        .first_attempt(Duration::from_millis(20))
+        .space_wait(Duration::from_millis(5))
+        .route(ahead)
+        .route(loose)
+}
+
+/// Sends for ever.
+pub fn send(dir: &Path, seed: u64, life: u64) {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let broker = oracle::broker(dir);
+    if rng.bool() {
+        broker.down();
+    }
+    if rng.u8(..4) == 0 {
+        broker.accept_message(POISON);
+    }
+    let mode = if rng.bool() { Mode::Direct } else { Mode::WriteAhead };
+    let max_bytes = [512 << 10, 1 << 20, 8 << 20][rng.usize(..3)];
+    let producer =
+        builder(dir, &broker).mode(mode).max_bytes(max_bytes).open_blocking().expect("it opens after a kill");
+    println!("open");
+    let luck = fastrand::Rng::with_seed(rng.u64(..));
+    let lost = Lines::to(dir, "lost-replies");
+    std::thread::scope(|scope| {
+        scope.spawn(|| weather(&broker, luck, lost));
+        for sender in 0..SENDERS {
+            let (tell, told) = sync_channel::<(u64, SendFuture)>(32);
+            let answers = Answers::to(dir);
+            scope.spawn(move || put_down(&told, answers));
+            let producer = &producer;
+            scope.spawn(move || {
+                for number in (life * NUMBERS..).filter(|number| number % KEYS % SENDERS == sender) {
+                    if tell.send((number, producer.send(oracle::message(number)))).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+}
+
+fn put_down(told: &Receiver<(u64, SendFuture)>, mut answers: Answers) {
+    for (number, future) in told {
+        answers.put(number, &pollster::block_on(future));
+    }
+}
+
+/// The broker comes, goes, hangs and loses replies.
+fn weather(broker: &Broker, mut luck: fastrand::Rng, mut lost: Lines) {
+    loop {
+        match luck.u8(..8) {
+            0 | 1 => broker.down(),
+            2 => {
+                let count = luck.usize(1..20);
+                lost.put(format_args!("{count}"));
+                broker.lose_replies(count);
+            }
+            3 => broker.pause(),
+            _ => {
+                broker.resume();
+                broker.up();
+            }
+        }
+        std::thread::sleep(Duration::from_micros(luck.u64(100..8_000)));
+    }
+}
+
+/// An operator sends the dead letters again, or throws them away.
+pub fn mend(dir: &Path, what: &str) {
+    let changed = match what {
+        "requeue" => admin::requeue(dir.join("outbox"), Selection::All),
+        "purge" => admin::purge(dir.join("outbox"), Selection::All),
+        other => panic!("{other}?"),
+    };
+    // A life that was killed early may have made no outbox.
+    if let Err(error) = changed {
+        assert_eq!(error.kind(), admin::AdminErrorKind::NoOutbox, "{error}");
+    }
+}
+
+/// One life, ended by SIGKILL at a random time; now and then an operator's.
+pub fn live_and_die(dir: &Path, life: u64, rng: &mut fastrand::Rng) {
+    let mends = life > 1 && rng.u8(..8) == 0 && admin::inspect(dir.join("outbox")).is_ok();
+    let mut child = if mends {
+        let (what, note) = if rng.bool() { ("requeue", "requeued") } else { ("purge", "purged") };
+        oracle::note_dead(dir, note);
+        start(dir, life, &[&"mend", &dir, &what])
+    } else {
+        start(dir, life, &[&"send", &dir, &rng.u64(..).to_string(), &life.to_string()])
+    };
+    // Half of them in the opening, recovery included, half while it sends.
+    if !mends && rng.bool() {
+        let opened = BufReader::new(child.stdout.take().unwrap()).lines().any(|line| line.unwrap().ends_with("open"));
+        assert!(opened, "life {life} never opened: {}", said(dir, life));
+    }
+    std::thread::sleep(Duration::from_micros(rng.u64(..60_000)));
+    let ended = child.try_wait().unwrap();
+    assert!(ended.is_none_or(|status| mends && status.success()), "life {life} ended ({ended:?}): {}", said(dir, life));
+    kill(dir, life, &mut child);
+}
+
+/// Starts a child, whose complaints are kept.
+pub fn start(dir: &Path, life: u64, work: &[&dyn AsRef<std::ffi::OsStr>]) -> Child {
+    let stderr = File::create(dir.join(format!("stderr-{life}"))).unwrap();
+    myself(work).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap()
+}
+
+/// What a child complained of.
+pub fn said(dir: &Path, life: u64) -> String {
+    std::fs::read_to_string(dir.join(format!("stderr-{life}"))).unwrap()
+}
+
+/// SIGKILL. Fails if the child panicked before.
+pub fn kill(dir: &Path, life: u64, child: &mut Child) {
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!said(dir, life).contains("panicked"), "life {life}: {}", said(dir, life));
+}
+
+/// The last life: everything is drained, then judged. Now and then the dead letters are sent again before, to a broker
+/// that takes them; then nothing may be left.
+pub fn drain_and_judge(dir: &Path, kills: usize, requeue: bool) -> Tally {
+    let broker = oracle::broker(dir);
+    if requeue && admin::inspect(dir.join("outbox")).is_ok() {
+        oracle::note_dead(dir, "requeued");
+        mend(dir, "requeue");
+        broker.accept_message(POISON);
+    }
+    let producer = builder(dir, &broker).open_blocking().expect("it opens after a kill");
+    assert_eq!(producer.stats().set_aside, 0, "a kill damages nothing");
+    let drained = producer.blocking_drained(LONG);
+    assert!(drained.is_ok(), "{drained:?}: {:?} {:?}", producer.health(), producer.stats());
+    assert_eq!(producer.stats().set_aside, 0, "a kill damages nothing");
+    producer.blocking_close(LONG).unwrap();
+    let tally = oracle::judge(dir, &Bounds { kills, window: REDELIVERY, refusals: &[SendErrorKind::Full] });
+    assert!(!requeue || tally.dead == 0, "{} dead letters were sent again and are still there", tally.dead);
+    tally
+}

@@ -1,0 +1,254 @@
+//! What the world outside the killed process saw, and the judgement on it.
+//!
+//! Nothing that is judged lies in the process that is killed: what the broker took goes to the file `delivered`, in one
+//! write a message, before it is reported; what was accepted to `acked`, behind the `Ok`; what was refused to
+//! `refused`. Everything about a message follows from its number, so that a changed byte or an invented message shows.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::ops::AddAssign;
+use std::path::Path;
+
+use outlast::testing::Broker;
+use outlast::{Message, SendErrorKind, admin};
+
+use crate::shows::assert_rising;
+
+/// Keys there are; the route of each is its own.
+pub const KEYS: u64 = 6;
+/// What the broker refuses for good.
+pub const POISON: &str = "POISON";
+/// The route in write-ahead mode.
+pub const AHEAD: &str = "ahead";
+/// The route without order.
+pub const LOOSE: &str = "loose";
+
+/// Spreads the numbers, so that length and kind look random and are known to both sides.
+fn mixed(number: u64) -> u64 {
+    let mixed = (number ^ 0x5bf0_3635).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed ^ (mixed >> 29)
+}
+
+pub fn key(number: u64) -> u64 {
+    number % KEYS
+}
+
+/// Whether the broker refuses it for good: one in forty.
+pub fn is_poison(number: u64) -> bool {
+    mixed(number) % 40 == 7
+}
+
+fn topic(number: u64) -> &'static str {
+    match key(number) {
+        0 => AHEAD,
+        1 => LOOSE,
+        _ => "topic",
+    }
+}
+
+fn payload(number: u64) -> String {
+    let poison = if is_poison(number) { POISON } else { "" };
+    let length = if mixed(number) % 50 == 3 { 6_000 } else { (mixed(number) >> 20) as usize % 600 };
+    format!("{}:{number}:{poison}{}", key(number), "x".repeat(length))
+}
+
+pub fn message(number: u64) -> Message {
+    Message::to(topic(number)).key(key(number).to_string()).payload(payload(number))
+}
+
+/// Appends lines, one write each.
+pub struct Lines(File);
+
+impl Lines {
+    pub fn to(dir: &Path, name: &str) -> Self {
+        Self(OpenOptions::new().create(true).append(true).open(dir.join(name)).unwrap())
+    }
+
+    pub fn put(&mut self, line: fmt::Arguments<'_>) {
+        self.0.write_all(format!("{line}\n").as_bytes()).expect("the oracle's disk works");
+    }
+}
+
+/// The whole lines of a file. A torn last line was never said.
+pub fn read(dir: &Path, name: &str) -> Vec<Vec<String>> {
+    let text = std::fs::read_to_string(dir.join(name)).unwrap_or_default();
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().map(|line| line.split(' ').map(str::to_owned).collect()).collect()
+}
+
+/// A broker that puts down what it takes, and refuses poison.
+pub fn broker(dir: &Path) -> Broker {
+    let broker = Broker::new();
+    let mut file = Lines::to(dir, "delivered");
+    broker.append_to(move |message| {
+        let payload = message.payload.expect("a payload");
+        let number = std::str::from_utf8(&payload).ok().and_then(|text| text.split(':').nth(1)).expect("a number");
+        let key = String::from_utf8(message.key.expect("a key").to_vec()).expect("text");
+        let crc = crc32fast::hash(&payload);
+        file.put(format_args!("{} {number} {} {key} {crc:08x}", message.id, message.destination));
+    });
+    broker.reject_message(POISON);
+    broker
+}
+
+/// Puts down what became of a message that was sent.
+pub struct Answers {
+    acked: Lines,
+    refused: Lines,
+}
+
+impl Answers {
+    pub fn to(dir: &Path) -> Self {
+        Self { acked: Lines::to(dir, "acked"), refused: Lines::to(dir, "refused") }
+    }
+
+    pub fn put(&mut self, number: u64, answer: &Result<outlast::Receipt, outlast::SendError>) {
+        match answer {
+            Ok(receipt) => self.acked.put(format_args!("{} {number}", receipt.id())),
+            Err(error) => {
+                let kind = error.kind();
+                self.refused.put(format_args!("{number} {kind:?} {}", error.possibly_delivered()));
+            }
+        }
+    }
+}
+
+/// Puts down which messages lie dead, before an operator throws them away or sends them again.
+pub fn note_dead(dir: &Path, name: &str) {
+    let mut file = Lines::to(dir, name);
+    for letter in admin::dead_letters(dir.join("outbox")).unwrap() {
+        file.put(format_args!("{}", letter.id));
+    }
+}
+
+/// What is allowed.
+pub struct Bounds {
+    pub kills: usize,
+    /// Messages that each kill may make the broker see twice.
+    pub window: usize,
+    /// How `send` may refuse a message.
+    pub refusals: &'static [SendErrorKind],
+}
+
+/// Figures, for the line at the end.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    pub kills: usize,
+    pub acked: usize,
+    pub delivered: usize,
+    pub duplicates: usize,
+    pub bound: usize,
+    pub dead: usize,
+    pub refused: usize,
+}
+
+impl AddAssign for Tally {
+    fn add_assign(&mut self, other: Self) {
+        self.kills += other.kills;
+        self.acked += other.acked;
+        self.delivered += other.delivered;
+        self.duplicates += other.duplicates;
+        self.bound += other.bound;
+        self.dead += other.dead;
+        self.refused += other.refused;
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { kills, acked, delivered, duplicates, bound, dead, refused } = self;
+        write!(f, "{kills} kills, {acked} acknowledged, 0 lost, {delivered} delivered, {dead} dead, ")?;
+        write!(f, "{refused} refused, {duplicates} duplicates (bound {bound})")
+    }
+}
+
+/// Judges an outbox that was drained and closed. Fails if anything acknowledged is gone, anything is invented, changed
+/// or out of order, or too much came twice.
+pub fn judge(dir: &Path, bounds: &Bounds) -> Tally {
+    let delivered = read(dir, "delivered");
+    let numbers = as_sent(&delivered);
+    let dead = dead_as_sent(dir);
+    let acked = read(dir, "acked");
+    let purged: HashSet<String> = read(dir, "purged").into_iter().flatten().collect();
+    let is_kept = |id: &str| numbers.contains_key(id) || dead.contains_key(id) || purged.contains(id);
+    let lost: Vec<_> = acked.iter().filter(|line| !is_kept(&line[0])).collect();
+    assert!(
+        lost.is_empty(),
+        "{} of {} acknowledged are lost: {:?}",
+        lost.len(),
+        acked.len(),
+        &lost[..lost.len().min(5)]
+    );
+    for line in &acked {
+        let known = numbers.get(&line[0]).or_else(|| dead.get(&line[0]));
+        assert!(known.is_none_or(|number| *number == line[1]), "acknowledged {line:?}, arrived as {known:?}");
+    }
+    assert_in_order(&delivered);
+    let refused = judge_refusals(dir, &numbers, bounds);
+    let lost_replies: usize = read(dir, "lost-replies").iter().map(|line| line[0].parse::<usize>().unwrap()).sum();
+    let bound = bounds.kills * bounds.window + lost_replies + read(dir, "requeued").len();
+    let duplicates = delivered.len() - numbers.len();
+    assert!(duplicates <= bound, "{duplicates} came twice; the bound is {bound} ({lost_replies} replies were lost)");
+    let (acked, delivered, dead) = (acked.len(), delivered.len(), dead.len());
+    Tally { kills: bounds.kills, acked, delivered, duplicates, bound, dead, refused }
+}
+
+/// Each id's number. Fails unless every message came to its place as it was sent, under one id.
+fn as_sent(delivered: &[Vec<String>]) -> HashMap<String, String> {
+    let mut numbers = HashMap::new();
+    let mut ids = HashMap::new();
+    for line in delivered {
+        let number: u64 = line[1].parse().unwrap();
+        let crc = format!("{:08x}", crc32fast::hash(payload(number).as_bytes()));
+        let sent = [topic(number).to_owned(), key(number).to_string(), crc];
+        assert_eq!(line[2..], sent, "message {number} is invented or was changed");
+        let first = numbers.entry(line[0].clone()).or_insert_with(|| line[1].clone());
+        assert_eq!(*first, line[1], "id {} stands for two messages", line[0]);
+        let id = ids.entry(number).or_insert(&line[0]);
+        assert_eq!(*id, &line[0], "message {number} came under two ids");
+    }
+    numbers
+}
+
+/// The dead letters' ids and numbers. Only poison may be dead.
+fn dead_as_sent(dir: &Path) -> HashMap<String, String> {
+    let letters = admin::dead_letters(dir.join("outbox")).unwrap();
+    letters
+        .into_iter()
+        .map(|letter| {
+            let text = String::from_utf8(letter.payload.expect("a payload").to_vec()).expect("text");
+            let number: u64 = text.split(':').nth(1).expect("a number").parse().expect("a number");
+            assert_eq!(text, payload(number), "a dead letter was changed");
+            assert!(is_poison(number), "message {number} is dead and is no poison: {}", letter.reason);
+            (letter.id.to_string(), number.to_string())
+        })
+        .collect()
+}
+
+/// Each key's messages first came in the order in which they were sent; what was dead and sent again gave up its place.
+fn assert_in_order(delivered: &[Vec<String>]) {
+    let mut keys: HashMap<&str, Vec<u64>> = HashMap::new();
+    let mut seen = HashSet::new();
+    for line in delivered.iter().filter(|line| line[2] != LOOSE) {
+        let number: u64 = line[1].parse().unwrap();
+        if seen.insert(&line[0]) && !is_poison(number) {
+            keys.entry(&line[3]).or_default().push(number);
+        }
+    }
+    keys.iter().for_each(|(key, numbers)| assert_rising(key, numbers));
+}
+
+/// What was refused as certainly not delivered never came.
+fn judge_refusals(dir: &Path, numbers: &HashMap<String, String>, bounds: &Bounds) -> usize {
+    let arrived: HashSet<&str> = numbers.values().map(String::as_str).collect();
+    let refused = read(dir, "refused");
+    for line in &refused {
+        let allowed = bounds.refusals.iter().any(|kind| format!("{kind:?}") == line[1]);
+        assert!(allowed, "message {} was refused: {}", line[0], line[1]);
+        let denied = line[2] == "false" && arrived.contains(line[0].as_str());
+        assert!(!denied, "message {} was refused as {} and arrived all the same", line[0], line[1]);
+    }
+    refused.len()
+}
