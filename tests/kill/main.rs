@@ -8,11 +8,13 @@
 
 #![cfg(all(feature = "testing", target_os = "linux"))]
 
+mod calls;
 mod life;
 mod oracle;
 mod rounds;
 #[path = "../shows/mod.rs"]
 mod shows;
+mod storage;
 
 use std::path::Path;
 
@@ -28,6 +30,7 @@ fn child() {
     match words[..] {
         ["send", dir, seed, life] => life::send(Path::new(dir), number(seed), number(life)),
         ["mend", dir, what] => life::mend(Path::new(dir), what),
+        ["script", dir, at, when] => calls::script(Path::new(dir), number(at), storage::When::parse(when)),
         _ => panic!("{words:?}?"),
     }
 }

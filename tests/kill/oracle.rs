@@ -25,6 +25,9 @@ pub const AHEAD: &str = "ahead";
 /// The route without order.
 pub const LOOSE: &str = "loose";
 
+/// Below it all messages are large, so that a segment holds few of them.
+pub const LARGE: u64 = 1_000;
+
 /// Spreads the numbers, so that length and kind look random and are known to both sides.
 fn mixed(number: u64) -> u64 {
     let mixed = (number ^ 0x5bf0_3635).wrapping_mul(0x9e37_79b9_7f4a_7c15);
@@ -50,7 +53,8 @@ fn topic(number: u64) -> &'static str {
 
 fn payload(number: u64) -> String {
     let poison = if is_poison(number) { POISON } else { "" };
-    let length = if mixed(number) % 50 == 3 { 6_000 } else { (mixed(number) >> 20) as usize % 600 };
+    let is_large = number < LARGE || mixed(number) % 50 == 3;
+    let length = if is_large { 6_000 } else { (mixed(number) >> 20) as usize % 600 };
     format!("{}:{number}:{poison}{}", key(number), "x".repeat(length))
 }
 

@@ -10,7 +10,7 @@ use crate::oracle::Tally;
 use crate::shows::setting;
 
 /// Rounds at a time: most of one is waiting, for the child's time to come and for the disk.
-const SIDE_BY_SIDE: u64 = 4;
+pub const SIDE_BY_SIDE: u64 = 4;
 
 /// How many rounds a test runs, short form or as asked for.
 pub fn count(default: u64) -> u64 {
@@ -51,7 +51,7 @@ pub fn run(test: &str, rounds: u64, unit: u64, round: impl Fn(&Path, u64) -> Tal
 }
 
 /// Runs one round in a directory of its own, which stays if it fails.
-fn guarded(test: &str, seed: u64, unit: u64, round: impl FnOnce(&Path) -> Tally) -> Tally {
+pub fn guarded(test: &str, seed: u64, unit: u64, round: impl FnOnce(&Path) -> Tally) -> Tally {
     let dir = tempfile::TempDir::new().unwrap();
     catch_unwind(AssertUnwindSafe(|| round(dir.path()))).unwrap_or_else(|panic| {
         println!(
