@@ -61,17 +61,23 @@ fn run_to(dir: &Path, at: u64, when: When) -> Option<String> {
 
 /// Kills at one call and judges; for a write also half-way through it.
 fn kill_at(test: &str, at: u64, kinds: &Mutex<BTreeMap<String, u64>>, totals: &Mutex<Tally>) -> bool {
+    let is_long = rounds::count(0) > 0;
     let mut moments = vec![When::Before];
     while let Some(when) = moments.pop() {
         let mut fatal = None;
-        let tally = rounds::guarded(test, at, 1, |dir| {
+        let tally = rounds::guarded(test, at, 1, rounds::fresh_in_memory(), |dir| {
             fatal = run_to(dir, at, when);
             life::drain_and_judge(dir, usize::from(fatal.is_some()), false)
         });
         let Some(name) = fatal else { return false };
         if when == When::Before {
+            if name == "write" || name == "allocate" {
+                moments.push(When::Half);
+            }
             // What follows a call at once is what the next call's `Before` shows, but for other threads.
-            moments.push(if name == "write" || name == "allocate" { When::Half } else { When::After });
+            if is_long {
+                moments.push(When::After);
+            }
         }
         *kinds.lock().unwrap().entry(name).or_default() += 1;
         *totals.lock().unwrap() += tally;

@@ -9,6 +9,7 @@
 #![cfg(all(feature = "testing", target_os = "linux"))]
 
 mod calls;
+mod double;
 mod life;
 mod oracle;
 mod rounds;
@@ -31,6 +32,7 @@ fn child() {
         ["send", dir, seed, life] => life::send(Path::new(dir), number(seed), number(life)),
         ["mend", dir, what] => life::mend(Path::new(dir), what),
         ["script", dir, at, when] => calls::script(Path::new(dir), number(at), storage::When::parse(when)),
+        ["recover", dir, at, when] => double::recover(Path::new(dir), number(at), storage::When::parse(when)),
         _ => panic!("{words:?}?"),
     }
 }

@@ -6,6 +6,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use tempfile::TempDir;
+
 use crate::oracle::Tally;
 use crate::shows::setting;
 
@@ -31,7 +33,7 @@ pub fn run(test: &str, rounds: u64, unit: u64, round: impl Fn(&Path, u64) -> Tal
                 return;
             }
             let seed = first.wrapping_add(at);
-            let tally = guarded(test, seed, unit, |dir| round(dir, seed));
+            let tally = guarded(test, seed, unit, fresh(), |dir| round(dir, seed));
             *totals.lock().unwrap() += tally;
         }
     };
@@ -50,9 +52,18 @@ pub fn run(test: &str, rounds: u64, unit: u64, round: impl Fn(&Path, u64) -> Tal
     totals
 }
 
-/// Runs one round in a directory of its own, which stays if it fails.
-pub fn guarded(test: &str, seed: u64, unit: u64, round: impl FnOnce(&Path) -> Tally) -> Tally {
-    let dir = tempfile::TempDir::new().unwrap();
+/// A directory on the disk.
+pub fn fresh() -> TempDir {
+    TempDir::new().unwrap()
+}
+
+/// A directory in memory, where there is one: what a kill leaves behind is the same there, and no sync takes time.
+pub fn fresh_in_memory() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| fresh())
+}
+
+/// Runs one round in a directory, which stays if it fails.
+pub fn guarded(test: &str, seed: u64, unit: u64, dir: TempDir, round: impl FnOnce(&Path) -> Tally) -> Tally {
     catch_unwind(AssertUnwindSafe(|| round(dir.path()))).unwrap_or_else(|panic| {
         println!(
             "seed {seed} failed; its files stay in {}. To repeat it:\n  OUTLAST_TEST_SEED={seed} OUTLAST_TEST_ROUNDS={unit} \
