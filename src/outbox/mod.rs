@@ -10,6 +10,7 @@ mod damaged;
 mod dead;
 mod directory;
 mod files;
+mod guard;
 mod identity;
 pub mod ledger;
 mod lock;
@@ -244,7 +245,7 @@ impl Outbox {
             first_lsn = damage.first_lsn, last_lsn = damage.last_lsn, segment = damage.segment, offset = damage.offset,
             reason = %damage.reason, "damage in the outbox: these LSNs are set aside"
         );
-        if let Err(error) = damaged::keep(self.directory.paths(), damage) {
+        if let Err(error) = self.check_owner().and_then(|()| damaged::keep(self.directory.paths(), damage)) {
             // Not settled, so its segment stays as it is, and the next start comes across it again.
             tracing::error!(%error, "what was damaged could not be copied to damaged/; it stays where it is");
             return;
@@ -275,8 +276,20 @@ impl Outbox {
         }
     }
 
+    /// Whether the outbox is still this process's, looked up now.
+    ///
+    /// # Errors
+    /// Its `LOCK` was removed or replaced, so another process may own it: nothing in it may be changed.
+    pub fn check_owner(&self) -> Result<(), DirectoryError> {
+        let root = self.directory.paths().root();
+        self.directory.guard().check().map_err(|error| DirectoryError::io(root, "write", error))
+    }
+
     /// Why the disk takes nothing, if it does not.
     pub fn broken(&self) -> Option<String> {
+        if let Err(error) = self.directory.guard().check() {
+            return Some(error.to_string());
+        }
         let space = || self.wal.space().last_error;
         let dead = || self.dead.health().or_else(|| self.dead.space().last_error);
         self.wal.health().or_else(space).or_else(dead).map(|fault| fault.reason)

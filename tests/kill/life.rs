@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use outlast::admin::{self, Selection};
 use outlast::testing::Broker;
-use outlast::{Builder, Config, Mode, Order, Producer, RouteConfig, SendErrorKind, SendFuture};
+use outlast::{Builder, Config, Mode, Order, Producer, RouteConfig, SendFuture};
 
-use crate::oracle::{self, AHEAD, Answers, Bounds, KEYS, LOOSE, Lines, POISON, Tally};
+use crate::oracle::{self, AHEAD, Answers, Bounds, KEYS, LOOSE, Lines, NUMBERS, POISON, Tally};
 use crate::shows::{LONG, builder_from, myself};
 
 /// First messages in flight.
@@ -20,8 +20,6 @@ const WINDOW: usize = 64;
 pub const REDELIVERY: usize = 200;
 /// Threads that send, each with its own keys.
 const SENDERS: u64 = 2;
-/// Numbers of a later life are higher: what is pending from before comes first.
-pub const NUMBERS: u64 = 1_000_000;
 
 /// The settings all lives share.
 pub fn builder(dir: &Path, broker: &Broker) -> Builder {
@@ -124,8 +122,7 @@ pub fn live_and_die(dir: &Path, life: u64, rng: &mut fastrand::Rng) {
     };
     // Half of them in the opening, recovery included, half while it sends.
     if !mends && rng.bool() {
-        let opened = BufReader::new(child.stdout.take().unwrap()).lines().any(|line| line.unwrap().ends_with("open"));
-        assert!(opened, "life {life} never opened: {}", said(dir, life));
+        wait_for_open(dir, life, &mut child);
     }
     std::thread::sleep(Duration::from_micros(rng.u64(..60_000)));
     let ended = child.try_wait().unwrap();
@@ -137,6 +134,12 @@ pub fn live_and_die(dir: &Path, life: u64, rng: &mut fastrand::Rng) {
 pub fn start(dir: &Path, life: u64, work: &[&dyn AsRef<std::ffi::OsStr>]) -> Child {
     let stderr = File::create(dir.join(format!("stderr-{life}"))).unwrap();
     myself(work).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap()
+}
+
+/// Returns when a child has opened its outbox.
+pub fn wait_for_open(dir: &Path, life: u64, child: &mut Child) {
+    let opened = BufReader::new(child.stdout.take().unwrap()).lines().any(|line| line.unwrap().ends_with("open"));
+    assert!(opened, "life {life} never opened: {}", said(dir, life));
 }
 
 /// What a child complained of.
@@ -151,9 +154,8 @@ pub fn kill(dir: &Path, life: u64, child: &mut Child) {
     assert!(!said(dir, life).contains("panicked"), "life {life}: {}", said(dir, life));
 }
 
-/// The last life: everything is drained, then judged. Now and then the dead letters are sent again before, to a broker
-/// that takes them; then nothing may be left.
-pub fn drain_and_judge(dir: &Path, kills: usize, requeue: bool) -> Tally {
+/// The last life: everything is drained. If asked, the dead letters are sent again before, to a broker that takes them.
+pub fn drain(dir: &Path, requeue: bool) {
     let broker = oracle::broker(dir);
     if requeue && admin::inspect(dir.join("outbox")).is_ok() {
         oracle::note_dead(dir, "requeued");
@@ -166,7 +168,12 @@ pub fn drain_and_judge(dir: &Path, kills: usize, requeue: bool) -> Tally {
     assert!(drained.is_ok(), "{drained:?}: {:?} {:?}", producer.health(), producer.stats());
     assert_eq!(producer.stats().set_aside, 0, "a kill damages nothing");
     producer.blocking_close(LONG).unwrap();
-    let tally = oracle::judge(dir, &Bounds { kills, window: REDELIVERY, refusals: &[SendErrorKind::Full] });
+}
+
+/// Drains and judges. Where the dead letters were sent again, nothing may be left.
+pub fn drain_and_judge(dir: &Path, kills: usize, requeue: bool) -> Tally {
+    drain(dir, requeue);
+    let tally = oracle::judge(dir, &Bounds::new(kills, REDELIVERY));
     assert!(!requeue || tally.dead == 0, "{} dead letters were sent again and are still there", tally.dead);
     tally
 }

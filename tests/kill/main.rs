@@ -16,6 +16,7 @@ mod rounds;
 #[path = "../shows/mod.rs"]
 mod shows;
 mod storage;
+mod zombie;
 
 use std::path::Path;
 

@@ -25,6 +25,8 @@ pub const AHEAD: &str = "ahead";
 /// The route without order.
 pub const LOOSE: &str = "loose";
 
+/// Numbers of a life, about. Those of a later one are higher: what is pending from before comes first.
+pub const NUMBERS: u64 = 1_000_000;
 /// Below it all messages are large, so that a segment holds few of them.
 pub const LARGE: u64 = 1_000;
 
@@ -119,6 +121,16 @@ impl Answers {
     }
 }
 
+/// How many messages were answered, one way or the other.
+pub fn answered(dir: &Path) -> usize {
+    read(dir, "acked").len() + read(dir, "refused").len()
+}
+
+/// How many messages were refused in this way.
+pub fn refusals(dir: &Path, kind: &str) -> usize {
+    read(dir, "refused").iter().filter(|line| line[1] == kind).count()
+}
+
 /// Puts down which messages lie dead, before an operator throws them away or sends them again.
 pub fn note_dead(dir: &Path, name: &str) {
     let mut file = Lines::to(dir, name);
@@ -134,6 +146,14 @@ pub struct Bounds {
     pub window: usize,
     /// How `send` may refuse a message.
     pub refusals: &'static [SendErrorKind],
+    /// Two processes sent at a time: order holds within what each had accepted.
+    pub side_by_side: bool,
+}
+
+impl Bounds {
+    pub fn new(kills: usize, window: usize) -> Self {
+        Self { kills, window, refusals: &[SendErrorKind::Full], side_by_side: false }
+    }
 }
 
 /// Figures, for the line at the end.
@@ -189,7 +209,12 @@ pub fn judge(dir: &Path, bounds: &Bounds) -> Tally {
         let known = numbers.get(&line[0]).or_else(|| dead.get(&line[0]));
         assert!(known.is_none_or(|number| *number == line[1]), "acknowledged {line:?}, arrived as {known:?}");
     }
-    assert_in_order(&delivered);
+    if bounds.side_by_side {
+        let accepted: HashSet<&str> = acked.iter().map(|line| line[0].as_str()).collect();
+        assert_in_order(delivered.iter().filter(|line| accepted.contains(line[0].as_str())), life_and_key);
+    } else {
+        assert_in_order(delivered.iter(), |line| line[3].clone());
+    }
     let refused = judge_refusals(dir, &numbers, bounds);
     let lost_replies: usize = read(dir, "lost-replies").iter().map(|line| line[0].parse::<usize>().unwrap()).sum();
     let bound = bounds.kills * bounds.window + lost_replies + read(dir, "requeued").len();
@@ -231,17 +256,23 @@ fn dead_as_sent(dir: &Path) -> HashMap<String, String> {
         .collect()
 }
 
-/// Each key's messages first came in the order in which they were sent; what was dead and sent again gave up its place.
-fn assert_in_order(delivered: &[Vec<String>]) {
-    let mut keys: HashMap<&str, Vec<u64>> = HashMap::new();
+/// A process's own part of a key.
+fn life_and_key(line: &[String]) -> String {
+    let number: u64 = line[1].parse().unwrap();
+    format!("{} of life {}", line[3], number / NUMBERS)
+}
+
+/// Each lane's messages first came in the order in which they were sent; what was dead and sent again gave up its place.
+fn assert_in_order<'a>(delivered: impl Iterator<Item = &'a Vec<String>>, lane: impl Fn(&[String]) -> String) {
+    let mut lanes: HashMap<String, Vec<u64>> = HashMap::new();
     let mut seen = HashSet::new();
-    for line in delivered.iter().filter(|line| line[2] != LOOSE) {
+    for line in delivered.filter(|line| line[2] != LOOSE) {
         let number: u64 = line[1].parse().unwrap();
         if seen.insert(&line[0]) && !is_poison(number) {
-            keys.entry(&line[3]).or_default().push(number);
+            lanes.entry(lane(line)).or_default().push(number);
         }
     }
-    keys.iter().for_each(|(key, numbers)| assert_rising(key, numbers));
+    lanes.iter().for_each(|(lane, numbers)| assert_rising(lane, numbers));
 }
 
 /// What was refused as certainly not delivered never came.
