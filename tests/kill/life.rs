@@ -1,11 +1,12 @@
 //! A life: a process that sends as fast as it may, to a broker that comes and goes, until it is killed.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outlast::admin::{self, Selection};
 use outlast::testing::Broker;
@@ -36,8 +37,8 @@ pub fn builder(dir: &Path, broker: &Broker) -> Builder {
         .route(loose)
 }
 
-/// Sends for ever.
-pub fn send(dir: &Path, seed: u64, life: u64) {
+/// Sends for ever, from when `opened` was called.
+pub fn send(dir: &Path, seed: u64, life: u64, opened: impl FnOnce()) {
     let mut rng = fastrand::Rng::with_seed(seed);
     let broker = oracle::broker(dir);
     if rng.bool() {
@@ -51,6 +52,7 @@ pub fn send(dir: &Path, seed: u64, life: u64) {
     let producer =
         builder(dir, &broker).mode(mode).max_bytes(max_bytes).open_blocking().expect("it opens after a kill");
     println!("open");
+    opened();
     let luck = fastrand::Rng::with_seed(rng.u64(..));
     let lost = Lines::to(dir, "lost-replies");
     std::thread::scope(|scope| {
@@ -131,9 +133,28 @@ pub fn live_and_die(dir: &Path, life: u64, rng: &mut fastrand::Rng) {
 }
 
 /// Starts a child, whose complaints are kept.
-pub fn start(dir: &Path, life: u64, work: &[&dyn AsRef<std::ffi::OsStr>]) -> Child {
+pub fn start(dir: &Path, life: u64, work: &[&dyn AsRef<OsStr>]) -> Child {
+    command(dir, life, work).spawn().unwrap()
+}
+
+/// A child that is not started yet.
+pub fn command(dir: &Path, life: u64, work: &[&dyn AsRef<OsStr>]) -> Command {
     let stderr = File::create(dir.join(format!("stderr-{life}"))).unwrap();
-    myself(work).stdout(Stdio::piped()).stderr(stderr).spawn().unwrap()
+    let mut command = myself(work);
+    command.stdout(Stdio::piped()).stderr(stderr);
+    command
+}
+
+/// Waits a second for a child to end by itself.
+pub fn wait_for_end(child: &mut Child) -> Option<ExitStatus> {
+    let begun = Instant::now();
+    loop {
+        let ended = child.try_wait().unwrap();
+        if ended.is_some() || begun.elapsed() > Duration::from_secs(1) {
+            return ended;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Returns when a child has opened its outbox.

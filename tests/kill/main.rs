@@ -11,6 +11,7 @@
 mod calls;
 mod double;
 mod life;
+mod memory;
 mod oracle;
 mod rounds;
 #[path = "../shows/mod.rs"]
@@ -30,7 +31,8 @@ fn child() {
     let words: Vec<&str> = work.iter().map(String::as_str).collect();
     let number = |word: &str| word.parse().expect("a number");
     match words[..] {
-        ["send", dir, seed, life] => life::send(Path::new(dir), number(seed), number(life)),
+        ["send", dir, seed, life] => life::send(Path::new(dir), number(seed), number(life), || {}),
+        ["starve", dir, seed, life, how] => memory::send(Path::new(dir), number(seed), number(life), how),
         ["mend", dir, what] => life::mend(Path::new(dir), what),
         ["script", dir, at, when] => calls::script(Path::new(dir), number(at), storage::When::parse(when)),
         ["recover", dir, at, when] => double::recover(Path::new(dir), number(at), storage::When::parse(when)),
