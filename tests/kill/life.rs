@@ -3,8 +3,10 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -12,8 +14,11 @@ use outlast::admin::{self, Selection};
 use outlast::testing::Broker;
 use outlast::{Builder, Config, Mode, Order, Producer, RouteConfig, SendFuture};
 
+use rustix::process::Signal;
+
 use crate::oracle::{self, AHEAD, Answers, Bounds, KEYS, LOOSE, Lines, NUMBERS, POISON, Tally};
 use crate::shows::{LONG, builder_from, myself};
+use crate::storage::die;
 
 /// First messages in flight.
 const WINDOW: usize = 64;
@@ -37,8 +42,8 @@ pub fn builder(dir: &Path, broker: &Broker) -> Builder {
         .route(loose)
 }
 
-/// Sends for ever, from when `opened` was called.
-pub fn send(dir: &Path, seed: u64, life: u64, opened: impl FnOnce()) {
+/// Sends until it is killed, or has had so many answers: then it kills itself. `opened` is called before the first.
+pub fn send(dir: &Path, seed: u64, life: u64, answers: usize, opened: impl FnOnce()) {
     let mut rng = fastrand::Rng::with_seed(seed);
     let broker = oracle::broker(dir);
     if rng.bool() {
@@ -55,27 +60,35 @@ pub fn send(dir: &Path, seed: u64, life: u64, opened: impl FnOnce()) {
     opened();
     let luck = fastrand::Rng::with_seed(rng.u64(..));
     let lost = Lines::to(dir, "lost-replies");
+    let left = &AtomicUsize::new(answers);
     std::thread::scope(|scope| {
         scope.spawn(|| weather(&broker, luck, lost));
         for sender in 0..SENDERS {
-            let (tell, told) = sync_channel::<(u64, SendFuture)>(32);
+            let (tell, told) = sync_channel::<(u64, Option<SendFuture>)>(32);
             let answers = Answers::to(dir);
-            scope.spawn(move || put_down(&told, answers));
+            scope.spawn(move || put_down(&told, answers, left));
             let producer = &producer;
             scope.spawn(move || {
                 for number in (life * NUMBERS..).filter(|number| number % KEYS % SENDERS == sender) {
-                    if tell.send((number, producer.send(oracle::message(number)))).is_err() {
-                        return;
-                    }
+                    let future = producer.send(oracle::message(number));
+                    // Somebody stops watching. What waits for space would be withdrawn by that.
+                    let is_dropped = oracle::is_unwatched(number) && format!("{future:?}").contains("sent");
+                    tell.send((number, (!is_dropped).then_some(future))).expect("it is listened to");
                 }
             });
         }
     });
 }
 
-fn put_down(told: &Receiver<(u64, SendFuture)>, mut answers: Answers) {
+fn put_down(told: &Receiver<(u64, Option<SendFuture>)>, mut answers: Answers, left: &AtomicUsize) {
     for (number, future) in told {
-        answers.put(number, &pollster::block_on(future));
+        match future {
+            Some(future) => answers.put(number, &pollster::block_on(future)),
+            None => answers.nobody_watched(number),
+        }
+        if left.fetch_sub(1, Ordering::Relaxed) == 1 {
+            die();
+        }
     }
 }
 
@@ -112,23 +125,37 @@ pub fn mend(dir: &Path, what: &str) {
     }
 }
 
-/// One life, ended by SIGKILL at a random time; now and then an operator's.
+/// One life, ended by SIGKILL: at a random time of its opening, recovery included, at a random time while it sends, or
+/// after so many answers, however slow the machine is. Now and then it is an operator's.
 pub fn live_and_die(dir: &Path, life: u64, rng: &mut fastrand::Rng) {
-    let mends = life > 1 && rng.u8(..8) == 0 && admin::inspect(dir.join("outbox")).is_ok();
-    let mut child = if mends {
-        let (what, note) = if rng.bool() { ("requeue", "requeued") } else { ("purge", "purged") };
-        oracle::note_dead(dir, note);
-        start(dir, life, &[&"mend", &dir, &what])
-    } else {
-        start(dir, life, &[&"send", &dir, &rng.u64(..).to_string(), &life.to_string()])
-    };
-    // Half of them in the opening, recovery included, half while it sends.
-    if !mends && rng.bool() {
-        wait_for_open(dir, life, &mut child);
+    if life > 1 && rng.u8(..8) == 0 && admin::inspect(dir.join("outbox")).is_ok() {
+        return mend_and_die(dir, life, rng);
     }
+    let (seed, way) = (rng.u64(..).to_string(), rng.u8(..3));
+    let answers = if way == 0 { rng.u64(1..400) } else { u64::from(u32::MAX) };
+    let mut child = start(dir, life, &[&"send", &dir, &seed, &life.to_string(), &answers.to_string()]);
+    if way == 0 {
+        let status = child.wait().unwrap();
+        assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "life {life} ended: {}", said(dir, life));
+    } else {
+        if way == 1 {
+            wait_for_open(dir, life, &mut child);
+        }
+        std::thread::sleep(Duration::from_micros(rng.u64(..60_000)));
+        let ended = child.try_wait().unwrap();
+        assert!(ended.is_none(), "life {life} ended by itself ({ended:?}): {}", said(dir, life));
+    }
+    kill(dir, life, &mut child);
+}
+
+/// An operator's life, ended by SIGKILL if it is not over by then.
+fn mend_and_die(dir: &Path, life: u64, rng: &mut fastrand::Rng) {
+    let (what, note) = if rng.bool() { ("requeue", "requeued") } else { ("purge", "purged") };
+    oracle::note_dead(dir, note);
+    let mut child = start(dir, life, &[&"mend", &dir, &what]);
     std::thread::sleep(Duration::from_micros(rng.u64(..60_000)));
     let ended = child.try_wait().unwrap();
-    assert!(ended.is_none_or(|status| mends && status.success()), "life {life} ended ({ended:?}): {}", said(dir, life));
+    assert!(ended.is_none_or(|status| status.success()), "life {life} failed ({ended:?}): {}", said(dir, life));
     kill(dir, life, &mut child);
 }
 

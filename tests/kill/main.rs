@@ -31,7 +31,9 @@ fn child() {
     let words: Vec<&str> = work.iter().map(String::as_str).collect();
     let number = |word: &str| word.parse().expect("a number");
     match words[..] {
-        ["send", dir, seed, life] => life::send(Path::new(dir), number(seed), number(life), || {}),
+        ["send", dir, seed, life, answers] => {
+            life::send(Path::new(dir), number(seed), number(life), number(answers) as usize, || {});
+        }
         ["starve", dir, seed, life, how] => memory::send(Path::new(dir), number(seed), number(life), how),
         ["mend", dir, what] => life::mend(Path::new(dir), what),
         ["script", dir, at, when] => calls::script(Path::new(dir), number(at), storage::When::parse(when)),
@@ -49,5 +51,5 @@ fn what_was_acknowledged_survives_sigkill_at_any_time() {
             (1..=LIVES).for_each(|life| life::live_and_die(dir, life, &mut rng));
             life::drain_and_judge(dir, LIVES as usize, rng.bool())
         });
-    assert!(totals.acked > totals.kills * 10, "the children did not get far enough to prove anything");
+    assert!(totals.acked > totals.kills * 2, "the children did not get far enough to prove anything");
 }

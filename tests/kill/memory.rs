@@ -39,9 +39,9 @@ pub fn send(dir: &Path, seed: u64, life: u64, how: &str) {
     // One in four while it opens.
     if rng.u8(..4) == 0 {
         starve();
-        life::send(dir, seed, life, || {});
+        life::send(dir, seed, life, usize::MAX, || {});
     } else {
-        life::send(dir, seed, life, starve);
+        life::send(dir, seed, life, usize::MAX, starve);
     }
 }
 

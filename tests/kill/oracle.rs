@@ -45,6 +45,11 @@ pub fn is_poison(number: u64) -> bool {
     mixed(number) % 40 == 7
 }
 
+/// Whether its future is dropped: one in five.
+pub fn is_unwatched(number: u64) -> bool {
+    (mixed(number) >> 40) % 5 == 2
+}
+
 fn topic(number: u64) -> &'static str {
     match key(number) {
         0 => AHEAD,
@@ -99,20 +104,35 @@ pub fn broker(dir: &Path) -> Broker {
     broker
 }
 
-/// Puts down what became of a message that was sent.
+/// Puts down what became of the messages one thread sent.
 pub struct Answers {
     acked: Lines,
     refused: Lines,
+    implied: Lines,
+    unwatched: Vec<u64>,
 }
 
 impl Answers {
     pub fn to(dir: &Path) -> Self {
-        Self { acked: Lines::to(dir, "acked"), refused: Lines::to(dir, "refused") }
+        let lines = |name| Lines::to(dir, name);
+        Self { acked: lines("acked"), refused: lines("refused"), implied: lines("implied"), unwatched: Vec::new() }
+    }
+
+    /// A message was sent and its future dropped.
+    pub fn nobody_watched(&mut self, number: u64) {
+        if topic(number) != LOOSE && !is_poison(number) {
+            self.unwatched.push(number);
+        }
     }
 
     pub fn put(&mut self, number: u64, answer: &Result<outlast::Receipt, outlast::SendError>) {
         match answer {
-            Ok(receipt) => self.acked.put(format_args!("{} {number}", receipt.id())),
+            Ok(receipt) => {
+                self.acked.put(format_args!("{} {number}", receipt.id()));
+                // A lane keeps its order, so what was sent before it on its lane is safe as well.
+                let implied = self.unwatched.extract_if(.., |earlier| key(*earlier) == key(number));
+                implied.for_each(|earlier| self.implied.put(format_args!("{earlier}")));
+            }
             Err(error) => {
                 let kind = error.kind();
                 self.refused.put(format_args!("{number} {kind:?} {}", error.possibly_delivered()));
@@ -209,13 +229,23 @@ pub fn judge(dir: &Path, bounds: &Bounds) -> Tally {
         let known = numbers.get(&line[0]).or_else(|| dead.get(&line[0]));
         assert!(known.is_none_or(|number| *number == line[1]), "acknowledged {line:?}, arrived as {known:?}");
     }
+    let arrived: HashSet<&str> = numbers.values().map(String::as_str).collect();
+    let implied = read(dir, "implied");
+    let lost: Vec<_> = implied.iter().flatten().filter(|number| !arrived.contains(number.as_str())).collect();
+    assert!(
+        lost.is_empty(),
+        "{} of {} that nobody watched, and behind which their lane was acknowledged, are lost: {:?}",
+        lost.len(),
+        implied.len(),
+        &lost[..lost.len().min(5)]
+    );
     if bounds.side_by_side {
         let accepted: HashSet<&str> = acked.iter().map(|line| line[0].as_str()).collect();
         assert_in_order(delivered.iter().filter(|line| accepted.contains(line[0].as_str())), life_and_key);
     } else {
         assert_in_order(delivered.iter(), |line| line[3].clone());
     }
-    let refused = judge_refusals(dir, &numbers, bounds);
+    let refused = judge_refusals(dir, &arrived, bounds);
     let lost_replies: usize = read(dir, "lost-replies").iter().map(|line| line[0].parse::<usize>().unwrap()).sum();
     let bound = bounds.kills * bounds.window + lost_replies + read(dir, "requeued").len();
     let duplicates = delivered.len() - numbers.len();
@@ -276,8 +306,7 @@ fn assert_in_order<'a>(delivered: impl Iterator<Item = &'a Vec<String>>, lane: i
 }
 
 /// What was refused as certainly not delivered never came.
-fn judge_refusals(dir: &Path, numbers: &HashMap<String, String>, bounds: &Bounds) -> usize {
-    let arrived: HashSet<&str> = numbers.values().map(String::as_str).collect();
+fn judge_refusals(dir: &Path, arrived: &HashSet<&str>, bounds: &Bounds) -> usize {
     let refused = read(dir, "refused");
     for line in &refused {
         let allowed = bounds.refusals.iter().any(|kind| format!("{kind:?}") == line[1]);

@@ -54,9 +54,14 @@ fn stop(child: &Child) {
     });
 }
 
+fn sending(dir: &Path, life: u64, seed: u64) -> Child {
+    let for_ever = u32::MAX.to_string();
+    life::start(dir, life, &[&"send", &dir, &seed.to_string(), &life.to_string(), &for_ever])
+}
+
 /// A process that sends, its outbox open.
 fn sender(dir: &Path, life: u64, seed: u64) -> Child {
-    let mut child = life::start(dir, life, &[&"send", &dir, &seed.to_string(), &life.to_string()]);
+    let mut child = sending(dir, life, seed);
     life::wait_for_open(dir, life, &mut child);
     child
 }
@@ -84,9 +89,8 @@ fn an_outbox_has_one_owner_and_a_stopped_one_is_not_robbed() {
         signal(&holder, Signal::CONT);
         wait_until("it goes on", || oracle::answered(dir) > told);
         // Whoever waits gets the outbox when its holder is gone.
-        let successor = life::start(dir, 2, &[&"send", &dir, &rng.u64(..).to_string(), &"2"]);
+        let mut successor = sending(dir, 2, rng.u64(..));
         life::kill(dir, 1, &mut holder);
-        let mut successor = successor;
         life::wait_for_open(dir, 2, &mut successor);
         assert_refused(dir, &successor);
         life::kill(dir, 2, &mut successor);
