@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::ops::{Deref, DerefMut};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -103,6 +104,13 @@ fn weather(broker: &Broker, mut luck: fastrand::Rng, mut lost: Lines) {
                 broker.lose_replies(count);
             }
             3 => broker.pause(),
+            4 => {
+                // It hangs, and then breaks with what it holds.
+                broker.pause();
+                std::thread::sleep(Duration::from_micros(luck.u64(100..4_000)));
+                broker.down();
+                broker.resume();
+            }
             _ => {
                 broker.resume();
                 broker.up();
@@ -159,9 +167,40 @@ fn mend_and_die(dir: &Path, life: u64, rng: &mut fastrand::Rng) {
     kill(dir, life, &mut child);
 }
 
+/// A child that does not outlive the test: one that sends for ever would fill the disk.
+pub struct Life(Child);
+
+impl Life {
+    pub fn of(command: &mut Command) -> Self {
+        Self(command.spawn().unwrap())
+    }
+}
+
+impl Deref for Life {
+    type Target = Child;
+
+    fn deref(&self) -> &Child {
+        &self.0
+    }
+}
+
+impl DerefMut for Life {
+    fn deref_mut(&mut self) -> &mut Child {
+        &mut self.0
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        // It has ended already, but for a test that fails.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Starts a child, whose complaints are kept.
-pub fn start(dir: &Path, life: u64, work: &[&dyn AsRef<OsStr>]) -> Child {
-    command(dir, life, work).spawn().unwrap()
+pub fn start(dir: &Path, life: u64, work: &[&dyn AsRef<OsStr>]) -> Life {
+    Life::of(&mut command(dir, life, work))
 }
 
 /// A child that is not started yet.

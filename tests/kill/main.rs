@@ -13,6 +13,8 @@ mod double;
 mod life;
 mod memory;
 mod oracle;
+#[cfg(feature = "planted")]
+mod planted;
 mod rounds;
 #[path = "../shows/mod.rs"]
 mod shows;

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 
 use crate::LIVES;
-use crate::life::{self, REDELIVERY};
+use crate::life::{self, Life, REDELIVERY};
 use crate::oracle::{self, Bounds};
 use crate::rounds;
 use outlast::SendErrorKind;
@@ -103,7 +103,7 @@ fn starve(dir: &Path, life: u64, rng: &mut fastrand::Rng, cgroups: Option<&str>)
         unsafe { command.pre_exec(move || std::fs::write(&tasks, "0")) };
     }
     // To print where it happened takes memory, too: it would hang in there.
-    let mut child = command.env("RUST_BACKTRACE", "0").spawn().unwrap();
+    let mut child = Life::of(command.env("RUST_BACKTRACE", "0"));
     let ended = life::wait_for_end(&mut child);
     // One that had what it needed goes on with that, and dies like the others.
     child.kill().unwrap();

@@ -62,9 +62,13 @@ pub fn fresh_in_memory() -> TempDir {
     tempfile::tempdir_in("/dev/shm").unwrap_or_else(|_| fresh())
 }
 
-/// Runs one round in a directory, which stays if it fails.
+/// Runs one round in a directory, which stays if it fails and no fault was planted.
 pub fn guarded(test: &str, seed: u64, unit: u64, dir: TempDir, round: impl FnOnce(&Path) -> Tally) -> Tally {
     catch_unwind(AssertUnwindSafe(|| round(dir.path()))).unwrap_or_else(|panic| {
+        if std::env::var_os("OUTLAST_PLANTED").is_some() {
+            // It was meant to fail.
+            resume_unwind(panic);
+        }
         println!(
             "seed {seed} failed; its files stay in {}. To repeat it:\n  OUTLAST_TEST_SEED={seed} OUTLAST_TEST_ROUNDS={unit} \
              cargo test --features cli,testing,zstd,tls,planted --test kill -- --exact --nocapture {test}",

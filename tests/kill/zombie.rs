@@ -10,7 +10,7 @@ use outlast::testing::Broker;
 use outlast::{OpenErrorKind, SendErrorKind};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::life::{self, REDELIVERY};
+use crate::life::{self, Life, REDELIVERY};
 use crate::oracle::{self, Bounds, Tally};
 use crate::rounds;
 use crate::shows::LONG;
@@ -54,13 +54,13 @@ fn stop(child: &Child) {
     });
 }
 
-fn sending(dir: &Path, life: u64, seed: u64) -> Child {
+fn sending(dir: &Path, life: u64, seed: u64) -> Life {
     let for_ever = u32::MAX.to_string();
     life::start(dir, life, &[&"send", &dir, &seed.to_string(), &life.to_string(), &for_ever])
 }
 
 /// A process that sends, its outbox open.
-fn sender(dir: &Path, life: u64, seed: u64) -> Child {
+fn sender(dir: &Path, life: u64, seed: u64) -> Life {
     let mut child = sending(dir, life, seed);
     life::wait_for_open(dir, life, &mut child);
     child
