@@ -19,6 +19,7 @@ mod rounds;
 #[path = "../shows/mod.rs"]
 mod shows;
 mod storage;
+mod strace;
 mod zombie;
 
 use std::path::Path;
