@@ -26,6 +26,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+pub use dead::DeadError;
 pub use directory::{Directory, DirectoryError, DirectoryOptions, Inspected};
 pub use ledger::{LedgerHealth, LedgerState};
 pub use open::{OutboxError, OutboxOptions};
