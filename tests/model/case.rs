@@ -102,7 +102,7 @@ pub struct Case {
 }
 
 pub fn case() -> impl Strategy<Value = Case> {
-    (limits(), any::<u64>(), prop::collection::vec(op(), 4..56)).prop_map(|(limits, dice, ops)| Case {
+    (limits(), any::<u64>(), prop::collection::vec(op(), 8..100)).prop_map(|(limits, dice, ops)| Case {
         limits,
         dice,
         ops,
@@ -124,12 +124,12 @@ fn limits() -> impl Strategy<Value = Limits> {
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        12 => (1..6_u8, any::<u8>(), any::<u8>(), size(), any::<bool>())
+        24 => (1..6_u8, any::<u8>(), any::<u8>(), size(), any::<bool>())
             .prop_map(|(count, route, key, size, first)| Op::Send { count, route, key, size, first }),
-        12 => (1..5_u8, 0..160_u16).prop_map(|(turns, millis)| Op::Step { turns, millis }),
-        9 => (place(), 1..7_u8, prop::bool::weighted(0.2))
+        24 => (1..5_u8, 0..160_u16).prop_map(|(turns, millis)| Op::Step { turns, millis }),
+        20 => (place(), 1..9_u8, prop::bool::weighted(0.15))
             .prop_map(|(which, count, early)| Op::Deliver { which, count, early }),
-        4 => Just(Op::Flush),
+        8 => Just(Op::Flush),
         2 => place().prop_map(|which| Op::Bury { which }),
         1 => (any::<bool>(), 1..3_u8).prop_map(|(requeue, every)| Op::Mend { requeue, every }),
         1 => size().prop_map(|size| Op::Hold { size }),
@@ -139,7 +139,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (0..8_u8, 1..3_u8).prop_map(|(after, many)| Op::FailReads { after, many }),
         2 => (0..24_u8).prop_map(|after| Op::Die { after }),
         1 => prop::option::of(0..6_u8).prop_map(|room| Op::Disk { room }),
-        5 => (end(), begin()).prop_map(|(end, begin)| Op::Restart(end, begin)),
+        4 => (end(), begin()).prop_map(|(end, begin)| Op::Restart(end, begin)),
     ]
 }
 

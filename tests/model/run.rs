@@ -1,8 +1,8 @@
 //! Runs seeds, as many as asked for, on as many threads, and says what came of it.
 
 use std::cell::Cell;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use outlast::internals::outbox::ledger::Ledger;
@@ -10,7 +10,7 @@ use outlast::internals::outbox::{Directory, DirectoryOptions};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
 use super::case::{Case, case};
-use super::world::World;
+use super::world::{Seen, World};
 
 /// How a run is asked for.
 pub struct Plan {
@@ -18,12 +18,6 @@ pub struct Plan {
     pub first: u64,
     pub rounds: u64,
     pub jobs: u64,
-}
-
-#[derive(Default)]
-struct Totals {
-    lives: AtomicU64,
-    acknowledged: AtomicU64,
 }
 
 fn number(name: &str) -> Option<u64> {
@@ -41,9 +35,9 @@ impl Plan {
     /// Panics with the smallest list of operations that fails, if any does.
     pub fn run(&self, ledger: &(dyn Fn(&Directory) -> Ledger + Sync)) {
         let begun = Instant::now();
-        let (next, totals) = (AtomicU64::new(self.first), Totals::default());
+        let (next, totals) = (AtomicU64::new(self.first), Mutex::default());
         let end = self.first.saturating_add(self.rounds);
-        let failed = std::sync::Mutex::new(None);
+        let failed = Mutex::new(None);
         std::thread::scope(|scope| {
             for _ in 0..self.jobs.min(self.rounds) {
                 scope.spawn(|| {
@@ -67,9 +61,10 @@ impl Plan {
         if let Some(said) = failed.into_inner().expect("not poisoned") {
             panic!("{said}");
         }
-        let (lives, acknowledged) = (totals.lives.into_inner(), totals.acknowledged.into_inner());
+        let Seen { lives, acknowledged, segments, full } = totals.into_inner().expect("not poisoned");
         println!(
-            "{}: seeds {}..{end}: {} seeds, {lives} lives, {acknowledged} acknowledged, 0 lost, {:.1} s",
+            "{}: seeds {}..{end}: {} seeds, {lives} lives, {segments} segments, {acknowledged} acknowledged, \
+             {full} without room, 0 lost, {:.1} s",
             self.name,
             self.first,
             self.rounds,
@@ -82,7 +77,7 @@ impl Plan {
         seed: u64,
         directory: &Arc<Directory>,
         ledger: &dyn Fn() -> Ledger,
-        totals: &Totals,
+        totals: &Mutex<Seen>,
     ) -> Result<(), String> {
         let config =
             Config { cases: 1, failure_persistence: None, max_shrink_iters: 20_000, verbose: 0, ..Config::default() };
@@ -98,8 +93,7 @@ impl Plan {
             }
             let mut world = World::new(directory, ledger, &case);
             world.run(&case.ops).map_err(TestCaseError::fail)?;
-            totals.lives.fetch_add(world.lives, Ordering::Relaxed);
-            totals.acknowledged.fetch_add(world.oracle.acknowledged, Ordering::Relaxed);
+            totals.lock().expect("not poisoned").add(&world.seen);
             Ok(())
         });
         outcome.map_err(|error| match error {

@@ -1,5 +1,6 @@
 //! Does what a case says, life after life, and asks the oracle after each restart.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use outlast::internals::outbox::ledger::Ledger;
@@ -70,6 +71,26 @@ impl What {
     }
 }
 
+/// What came to pass, so that a run can be seen to have been about something.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    pub lives: u64,
+    pub acknowledged: u64,
+    /// The last segment's number.
+    pub segments: u64,
+    /// Messages there was no room for.
+    pub full: u64,
+}
+
+impl Seen {
+    pub fn add(&mut self, more: &Self) {
+        self.lives += more.lives;
+        self.acknowledged += more.acknowledged;
+        self.segments += more.segments;
+        self.full += more.full;
+    }
+}
+
 /// See the module.
 pub struct World<'a> {
     directory: &'a Arc<Directory>,
@@ -80,10 +101,11 @@ pub struct World<'a> {
     clock: Clock,
     dice: fastrand::Rng,
     life: Option<Life>,
-    /// Something failed in some life.
-    ever_fired: bool,
+    /// Space that was kept for settlements may be gone: something failed in some life, or an operator requeued, who has
+    /// nothing reserved.
+    unreserved: bool,
     pub oracle: Oracle,
-    pub lives: u64,
+    pub seen: Seen,
 }
 
 impl<'a> World<'a> {
@@ -98,9 +120,9 @@ impl<'a> World<'a> {
             clock: Clock::default(),
             dice,
             life: None,
-            ever_fired: false,
+            unreserved: false,
             oracle: Oracle::default(),
-            lives: 0,
+            seen: Seen::default(),
         }
     }
 
@@ -110,10 +132,21 @@ impl<'a> World<'a> {
         for op in ops {
             self.apply(op)?;
             self.listen()?;
+            if self.faults().died {
+                let end = if self.dice.bool() { End::Kill } else { End::Crash(self.dice.u64(..)) };
+                self.restart(end, &Begin::default())?;
+            }
         }
         let cut = self.dice.u64(..);
         self.restart(End::Crash(cut), &Begin::default())?;
-        if self.limits.to_the_end { self.to_the_end() } else { Ok(()) }
+        if self.limits.to_the_end {
+            self.to_the_end()?;
+        }
+        let names = self.storage.paths();
+        let number = |path: &PathBuf| u64::from_str_radix(path.file_stem()?.to_str()?, 16).ok();
+        self.seen.segments = names.iter().filter_map(number).max().unwrap_or(0);
+        self.seen.acknowledged = self.oracle.acknowledged;
+        Ok(())
     }
 
     fn faults(&self) -> std::sync::MutexGuard<'_, Faults> {
@@ -121,12 +154,6 @@ impl<'a> World<'a> {
     }
 
     fn apply(&mut self, op: &Op) -> Verdict {
-        if let Op::Restart(end, begin) = op {
-            return self.restart(*end, begin);
-        }
-        if self.faults().died {
-            return Ok(());
-        }
         match *op {
             Op::Send { count, route, key, size, first } => {
                 (0..count).try_for_each(|_| self.send(route, key, size, first))
@@ -165,7 +192,7 @@ impl<'a> World<'a> {
                 self.storage.set_capacity(room.map(|room| self.storage.used() + u64::from(room) * half));
                 Ok(())
             }
-            Op::Restart(..) => Ok(()),
+            Op::Restart(end, ref begin) => self.restart(end, begin),
         }
     }
 
@@ -181,7 +208,10 @@ impl<'a> World<'a> {
             let share = if first { Share::FirstAttempt } else { Share::Stored };
             match life.outbox.reserve(&outgoing, share) {
                 Ok(reservation) => Some(reservation),
-                Err(NoRoom::Full) => return Ok(()),
+                Err(NoRoom::Full) => {
+                    self.seen.full += 1;
+                    return Ok(());
+                }
                 // As the producer does: a broken disk may take it all the same.
                 Err(NoRoom::Broken(_)) => None,
             }
@@ -240,6 +270,7 @@ impl<'a> World<'a> {
         let shown = self.life()?.show().map_err(|error| format!("nothing fails, and {error}"))?;
         let chosen: Vec<usize> = shown.dead.iter().map(|letter| letter.attempts as usize).step_by(every).collect();
         chosen.iter().for_each(|&number| self.oracle.changing(number, requeue));
+        self.unreserved |= requeue;
         let changed = self.life()?.outbox.change_dead(mark, |_, letter| chosen.contains(&(letter.attempts as usize)));
         if let Ok(count) = changed {
             ensure!(count == chosen.len() as u64, "{count} of {} dead letters were changed", chosen.len());
@@ -295,7 +326,7 @@ impl<'a> World<'a> {
             (faults.died, faults.sync_failed, faults.fired)
         };
         self.oracle.sync_failed |= failed;
-        self.ever_fired |= fired;
+        self.unreserved |= fired;
         let reserved = self.limits.reserved;
         let Some(life) = &mut self.life else { return Ok(()) };
         for told in life.told() {
@@ -370,7 +401,7 @@ impl<'a> World<'a> {
             (faults.fired, faults.sync_failed)
         };
         self.oracle.sync_failed |= sync_failed;
-        self.ever_fired |= fired;
+        self.unreserved |= fired;
         self.storage.kill();
         let life = match opened {
             Ok(life) => life,
@@ -383,7 +414,7 @@ impl<'a> World<'a> {
         // A settlement that is written in parts takes its counts off with the last.
         let exact = self.limits.max_ranges > 100;
         self.oracle.check(&life.outbox, &shown, exact)?;
-        self.lives += 1;
+        self.seen.lives += 1;
         self.life = Some(life);
         self.arm(Faults { fired, ..Faults::default() });
         Ok(())
@@ -407,7 +438,7 @@ impl<'a> World<'a> {
     /// Everything pending is delivered: a full disk does not keep the log from writing that down, as long as space was
     /// reserved before it was used, and nothing else failed. Then the outbox is empty, and, with room on the disk, takes messages again.
     fn to_the_end(&mut self) -> Verdict {
-        if !self.limits.reserved || self.ever_fired {
+        if !self.limits.reserved || self.unreserved {
             self.storage.set_capacity(None);
         }
         let pending: Vec<_> = self.oracle.pending().collect();
