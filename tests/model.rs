@@ -5,7 +5,7 @@
 //! the test decides, so that every seed replays. A list that fails is made shorter by proptest and printed.
 //!
 //! `OUTLAST_TEST_ROUNDS=N` runs N seeds, `OUTLAST_TEST_SEED=S` that one (and prints what it does), or N from there;
-//! `OUTLAST_TEST_JOBS` says on how many threads.
+//! `OUTLAST_TEST_JOBS` says on how many threads; `OUTLAST_TEST_SHRINK=0` leaves a list as long as it was found.
 //!
 //! The ledger is off here: it must not matter for what is true.
 
@@ -13,10 +13,17 @@
 
 #[path = "model/case.rs"]
 mod case;
+#[path = "model/faults.rs"]
+mod faults;
 #[path = "model/life.rs"]
 mod life;
+#[path = "model/messages.rs"]
+mod messages;
 #[path = "model/oracle.rs"]
 mod oracle;
+#[cfg(feature = "planted")]
+#[path = "model/planted.rs"]
+mod planted;
 #[path = "model/run.rs"]
 mod run;
 #[path = "model/world.rs"]
@@ -25,8 +32,8 @@ mod world;
 use outlast::internals::outbox::ledger::Ledger;
 use run::Plan;
 
-/// Seeds in CI: what two cores do in well under a minute in a debug build.
-const ROUNDS: u64 = 2_000;
+/// Seeds in CI: what two cores do in half a minute in a debug build.
+const ROUNDS: u64 = 10_000;
 
 #[test]
 fn no_crash_and_no_failing_disk_loses_or_invents_anything() {

@@ -62,8 +62,8 @@ pub struct Begin {
 /// What is done.
 #[derive(Clone, Debug)]
 pub enum Op {
-    /// So many messages are stored.
-    Send { count: u8, route: u8, key: u8, size: u16, first: bool },
+    /// So many messages are stored; together in a frame, or (`apart`) each in its own.
+    Send { count: u8, route: u8, key: u8, size: u16, first: bool, apart: bool },
     /// Time passes, and the log's threads have so many turns.
     Step { turns: u8, millis: u16 },
     /// Pending messages are reported delivered, from the `which`th on; `early` ones while they are still written.
@@ -124,8 +124,8 @@ fn limits() -> impl Strategy<Value = Limits> {
 
 fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        24 => (1..6_u8, any::<u8>(), any::<u8>(), size(), any::<bool>())
-            .prop_map(|(count, route, key, size, first)| Op::Send { count, route, key, size, first }),
+        24 => (1..6_u8, any::<u8>(), any::<u8>(), size(), any::<bool>(), any::<bool>())
+            .prop_map(|(count, route, key, size, first, apart)| Op::Send { count, route, key, size, first, apart }),
         24 => (1..5_u8, 0..160_u16).prop_map(|(turns, millis)| Op::Step { turns, millis }),
         20 => (place(), 1..9_u8, prop::bool::weighted(0.15))
             .prop_map(|(which, count, early)| Op::Deliver { which, count, early }),

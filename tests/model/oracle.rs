@@ -44,6 +44,8 @@ pub struct Slot {
     /// It was found after a sync had failed somewhere, and nobody had been told that it is there. A kernel that dropped
     /// the page may show it, and say yes to the sync of the open, until the power is cut.
     unpromised: bool,
+    /// That it is settled was found so, likewise, and not written again since.
+    doubtful: bool,
 }
 
 /// A message that was given up.
@@ -96,7 +98,7 @@ impl Oracle {
             return Ok(());
         }
         ensure!(slot.acked.is_none() || slot.unpromised, "LSN {lsn} is acknowledged twice");
-        (slot.acked, slot.unpromised, slot.settled) = (Some(message), false, Settled::No);
+        *slot = Slot { acked: Some(message), given: std::mem::take(&mut slot.given), ..Slot::default() };
         self.acknowledged += 1;
         Ok(())
     }
@@ -109,7 +111,7 @@ impl Oracle {
 
     /// All that was said is on the disk.
     pub fn recorded(&mut self) {
-        for slot in self.slots.values_mut().filter(|slot| slot.settled == Settled::Said) {
+        for slot in self.slots.values_mut().filter(|slot| slot.settled == Settled::Said && !slot.doubtful) {
             slot.settled = Settled::Durable;
         }
     }
@@ -183,10 +185,16 @@ impl Oracle {
         Ok(())
     }
 
+    /// Nothing is damaged here, so nothing may be reported; but after a sync failed a process may have found, in pages
+    /// the kernel had dropped, what was not to last: messages nobody was promised, or that a message is settled, on which
+    /// its segment was used again.
     fn damage(&mut self, damage: &[Damage]) -> Verdict {
         for lost in damage {
             self.inexact = true;
-            let promised = |lsn: &Lsn| self.slots.get(lsn).is_some_and(|slot| slot.acked.is_some() && !slot.unpromised);
+            let promised = |lsn: &Lsn| {
+                let pending = |slot: &Slot| slot.acked.is_some() && !slot.unpromised && slot.settled == Settled::No;
+                self.slots.get(lsn).is_some_and(pending)
+            };
             let broken = (lost.first_lsn..=lost.last_lsn).find(promised);
             ensure!(
                 broken.is_none() && self.sync_failed && lost.last_lsn >= lost.first_lsn,
@@ -280,7 +288,7 @@ impl Oracle {
             if burial.requeueing && burial.acked && !burial.unpromised {
                 ensure!(pending.contains(&burial.message), "the dead letter {number} is gone, and was not requeued");
             }
-            burial.changed = Settled::Durable;
+            burial.changed = if self.sync_failed { Settled::Said } else { Settled::Durable };
         }
         self.burials.iter_mut().for_each(|burial| burial.requeueing = false);
         Ok(())
@@ -295,8 +303,11 @@ impl Oracle {
                 slot.unpromised = self.sync_failed;
             }
             slot.acked = Some(message);
-            slot.settled = Settled::No;
+            (slot.settled, slot.doubtful) = (Settled::No, false);
             slot.refused.retain(|refused| *refused != message);
+        }
+        for slot in self.slots.values_mut().filter(|slot| slot.settled == Settled::Said) {
+            slot.doubtful = self.sync_failed;
         }
         let found: BTreeSet<Lsn> = records.iter().map(|record| record.lsn).collect();
         for (lsn, slot) in self.slots.iter_mut().filter(|(_, slot)| slot.unpromised) {

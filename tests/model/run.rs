@@ -25,7 +25,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 impl Plan {
-    /// `OUTLAST_TEST_ROUNDS` seeds from 0, or from `OUTLAST_TEST_SEED`; that one alone if nothing says how many.
+    /// As the file's head says: `OUTLAST_TEST_ROUNDS` seeds from 0, or from `OUTLAST_TEST_SEED`; that one alone if nothing says how many.
     pub fn of(name: &'static str, rounds: u64) -> Self {
         let (seed, asked) = (number("OUTLAST_TEST_SEED"), number("OUTLAST_TEST_ROUNDS"));
         let rounds = asked.unwrap_or(if seed.is_some() { 1 } else { rounds });
@@ -79,8 +79,8 @@ impl Plan {
         ledger: &dyn Fn() -> Ledger,
         totals: &Mutex<Seen>,
     ) -> Result<(), String> {
-        let config =
-            Config { cases: 1, failure_persistence: None, max_shrink_iters: 20_000, verbose: 0, ..Config::default() };
+        let max_shrink_iters = if number("OUTLAST_TEST_SHRINK") == Some(0) { 0 } else { 20_000 };
+        let config = Config { cases: 1, failure_persistence: None, max_shrink_iters, verbose: 0, ..Config::default() };
         // Neighbours would begin alike.
         let mut dice = fastrand::Rng::with_seed(seed);
         let mut bytes = [0; 16];
@@ -98,14 +98,22 @@ impl Plan {
         });
         outcome.map_err(|error| match error {
             TestError::Fail(reason, case) => format!(
-                "seed {seed}: {reason}\n{}\nagain: OUTLAST_TEST_SEED={seed} cargo test --features \
+                "seed {seed}: {reason}\n{}\ncalls since the last power cut:\n{}\nagain: OUTLAST_TEST_SEED={seed} cargo test --features \
                  cli,testing,zstd,tls,planted --test model -- --exact {} --nocapture",
                 listed(&case),
+                calls(directory, ledger, &case),
                 self.name
             ),
             TestError::Abort(reason) => format!("seed {seed}: aborted: {reason}"),
         })
     }
+}
+
+fn calls(directory: &Arc<Directory>, ledger: &dyn Fn() -> Ledger, case: &Case) -> String {
+    let mut world = World::new(directory, ledger, case).traced();
+    // It failed before, and that is told already.
+    let _ = world.run(&case.ops);
+    world.trace().iter().map(|call| format!("  {call:?}\n")).collect()
 }
 
 fn listed(case: &Case) -> String {

@@ -6,70 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use outlast::internals::outbox::ledger::Ledger;
 use outlast::internals::outbox::{Directory, NoRoom, Share};
 use outlast::internals::wal::{Fault, Mark, ModelStorage, Operation, WalError};
-use outlast::{Lane, Message, MessageId, Outgoing, Route};
 
-use super::case::{Begin, Case, End, Failing, Limits, Op, What};
+use super::case::{Begin, Case, End, Limits, Op};
+use super::faults::Faults;
 use super::life::{Clock, Life, Told};
+use super::messages::outgoing;
 use super::oracle::{Oracle, Verdict, ensure};
-
-const EIO: i32 = 5;
-const ROUTES: [(&str, &str); 3] = [("kafka", "orders"), ("kafka", "payments"), ("redis", "a-stream-with-a-long-name")];
-
-/// What will go wrong, and what has.
-#[derive(Default)]
-struct Faults {
-    failing: Option<(usize, Failing)>,
-    dies_at: Option<usize>,
-    reads: Option<(usize, u8)>,
-    read_calls: usize,
-    /// Something failed in this life.
-    fired: bool,
-    sync_failed: bool,
-    died: bool,
-}
-
-impl Faults {
-    fn call(&mut self, number: usize, operation: &Operation) -> Option<Fault> {
-        if self.dies_at.is_some_and(|at| number >= at) {
-            self.died = true;
-            return Some(Fault::Stop);
-        }
-        let (from, failing) = self.failing.as_mut()?;
-        if number < *from || failing.many == 0 || !failing.what.is(operation) {
-            return None;
-        }
-        failing.many -= 1;
-        self.fired = true;
-        self.sync_failed |= matches!(operation, Operation::Sync(_));
-        Some(Fault::Error(failing.errno))
-    }
-
-    fn read(&mut self) -> Option<Fault> {
-        let number = self.read_calls;
-        self.read_calls += 1;
-        let (from, many) = self.reads.as_mut()?;
-        if number < *from || *many == 0 {
-            return None;
-        }
-        *many -= 1;
-        self.fired = true;
-        Some(Fault::Error(EIO))
-    }
-}
-
-impl What {
-    fn is(self, operation: &Operation) -> bool {
-        match self {
-            Self::Any => true,
-            Self::Sync => matches!(operation, Operation::Sync(_)),
-            Self::Write => matches!(operation, Operation::Write { .. }),
-            Self::Directory => {
-                matches!(operation, Operation::SyncDirectory(_) | Operation::Rename(..) | Operation::Unlink(_))
-            }
-            Self::Space => matches!(operation, Operation::Create(_) | Operation::Allocate(_)),
-        }
-    }
-}
 
 /// What came to pass, so that a run can be seen to have been about something.
 #[derive(Clone, Copy, Debug, Default)]
@@ -97,13 +39,16 @@ pub struct World<'a> {
     ledger: &'a dyn Fn() -> Ledger,
     limits: Limits,
     storage: ModelStorage,
+    storage_seed: u64,
     faults: Arc<Mutex<Faults>>,
     clock: Clock,
     dice: fastrand::Rng,
     life: Option<Life>,
-    /// Space that was kept for settlements may be gone: something failed in some life, or an operator requeued, who has
-    /// nothing reserved.
+    /// Space that was kept for settlements may be gone: something failed in some life; an operator requeued, who has
+    /// nothing reserved; or a process began on a full disk, and took the segment that was kept.
     unreserved: bool,
+    /// There is only so much room on the disk.
+    limited: bool,
     pub oracle: Oracle,
     pub seen: Seen,
 }
@@ -111,19 +56,33 @@ pub struct World<'a> {
 impl<'a> World<'a> {
     pub fn new(directory: &'a Arc<Directory>, ledger: &'a dyn Fn() -> Ledger, case: &Case) -> Self {
         let mut dice = fastrand::Rng::with_seed(case.dice);
+        let storage_seed = dice.u64(..);
         Self {
             directory,
             ledger,
             limits: case.limits.clone(),
-            storage: ModelStorage::new(dice.u64(..)).without_trace(),
+            storage: ModelStorage::new(storage_seed).without_trace(),
+            storage_seed,
             faults: Arc::default(),
             clock: Clock::default(),
             dice,
             life: None,
             unreserved: false,
+            limited: false,
             oracle: Oracle::default(),
             seen: Seen::default(),
         }
+    }
+
+    /// The calls to the disk since the last power cut are noted.
+    pub fn traced(mut self) -> Self {
+        self.storage = ModelStorage::new(self.storage_seed);
+        self
+    }
+
+    /// They.
+    pub fn trace(&self) -> Vec<Operation> {
+        self.storage.trace()
     }
 
     /// Does all of it.
@@ -137,11 +96,11 @@ impl<'a> World<'a> {
                 self.restart(end, &Begin::default())?;
             }
         }
-        let cut = self.dice.u64(..);
-        self.restart(End::Crash(cut), &Begin::default())?;
         if self.limits.to_the_end {
             self.to_the_end()?;
         }
+        let cut = self.dice.u64(..);
+        self.restart(End::Crash(cut), &Begin::default())?;
         let names = self.storage.paths();
         let number = |path: &PathBuf| u64::from_str_radix(path.file_stem()?.to_str()?, 16).ok();
         self.seen.segments = names.iter().filter_map(number).max().unwrap_or(0);
@@ -155,9 +114,11 @@ impl<'a> World<'a> {
 
     fn apply(&mut self, op: &Op) -> Verdict {
         match *op {
-            Op::Send { count, route, key, size, first } => {
-                (0..count).try_for_each(|_| self.send(route, key, size, first))
-            }
+            Op::Send { count, route, key, size, first, apart } => (0..count).try_for_each(|_| {
+                self.send(route, key, size, first)?;
+                self.life()?.turns(u8::from(apart), 1);
+                Ok(())
+            }),
             Op::Step { turns, millis } => {
                 self.life()?.turns(turns, millis);
                 Ok(())
@@ -189,6 +150,7 @@ impl<'a> World<'a> {
             }
             Op::Disk { room } => {
                 let half = u64::from(self.limits.segment_bytes / 2);
+                self.limited = room.is_some();
                 self.storage.set_capacity(room.map(|room| self.storage.used() + u64::from(room) * half));
                 Ok(())
             }
@@ -401,7 +363,7 @@ impl<'a> World<'a> {
             (faults.fired, faults.sync_failed)
         };
         self.oracle.sync_failed |= sync_failed;
-        self.unreserved |= fired;
+        self.unreserved |= fired || self.limited;
         self.storage.kill();
         let life = match opened {
             Ok(life) => life,
@@ -436,11 +398,15 @@ impl<'a> World<'a> {
     }
 
     /// Everything pending is delivered: a full disk does not keep the log from writing that down, as long as space was
-    /// reserved before it was used, and nothing else failed. Then the outbox is empty, and, with room on the disk, takes messages again.
+    /// reserved before it was used, nothing else failed, and the process was not begun on a full disk. Then the outbox is
+    /// empty, and, with room on the disk, takes messages again.
     fn to_the_end(&mut self) -> Verdict {
+        let fired = self.faults().fired;
+        self.arm(Faults { fired, ..Faults::default() });
         if !self.limits.reserved || self.unreserved {
             self.storage.set_capacity(None);
         }
+        self.quiet()?;
         let pending: Vec<_> = self.oracle.pending().collect();
         for (lsn, message) in pending {
             self.settle(lsn, message)?;
@@ -464,26 +430,4 @@ impl<'a> World<'a> {
         }
         Err(format!("an empty outbox takes no message: {:?}", outbox.broken()))
     }
-}
-
-fn outgoing(number: usize, route: u8, key: u8, size: u16) -> Outgoing {
-    let (transport, destination) = ROUTES[usize::from(route) % ROUTES.len()];
-    let route = Route { transport: transport.into(), destination: destination.into() };
-    let mut message = Message::to(destination);
-    let key = format!("key-{}", key % 5);
-    let mut lane = None;
-    if number % 7 != 3 {
-        lane = Some(Lane::of(&route, Some(key.as_bytes())));
-        message = message.key(key);
-    }
-    message = match number % 11 {
-        5 => message.tombstone(),
-        6 => message.fields([("a", vec![number as u8; usize::from(size) / 2]), ("b", vec![1; usize::from(size) / 2])]),
-        _ => message.payload(vec![number as u8; usize::from(size)]),
-    };
-    if number % 3 == 0 {
-        message = message.header("trace", "4bf9").null_header("empty");
-    }
-    let timestamp = 1_700_000_000_000 + number as i64;
-    Outgoing { id: MessageId::new(0xfeed, number as u64), route, lane, timestamp, message }
 }
