@@ -22,11 +22,13 @@ mod space;
 mod status;
 mod totals;
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-pub use directory::{Directory, DirectoryError, Inspected};
+pub use dead::DeadError;
+pub use directory::{Directory, DirectoryError, DirectoryOptions, Inspected};
 pub use ledger::{LedgerHealth, LedgerState};
 pub use open::{OutboxError, OutboxOptions};
 pub use scan::{Scan, ScanError, Scanned};
@@ -40,7 +42,12 @@ use totals::Totals;
 
 use crate::clock;
 use crate::message::{MessageId, Outgoing, Route};
-use crate::wal::{Damage, EntryRef, Lsn, Mark, Pending, Place, RangeSet, Wal, WalError};
+use crate::wal::{Damage, EntryRef, Lsn, Mark, Pending, Place, RangeSet, Storage, Wal, WalError};
+
+thread_local! {
+    /// Whether this thread is inside [`Outbox::append`].
+    static APPENDING: Cell<bool> = const { Cell::new(false) };
+}
 
 /// What became of an append.
 pub type AppendResult = Result<Lsn, Arc<WalError>>;
@@ -73,7 +80,8 @@ pub struct Snapshot {
 
 /// Messages that are not lost.
 pub struct Outbox {
-    directory: Directory,
+    directory: Arc<Directory>,
+    storage: Arc<dyn Storage>,
     incarnation: u64,
     numbers: AtomicU64,
     wal: Wal,
@@ -135,15 +143,16 @@ impl Outbox {
     /// Stores a message: its place in the order is fixed when this returns; `done` is called on the log's thread once
     /// the disk has it, or never will.
     pub fn append(&self, message: &Outgoing, done: impl FnOnce(AppendResult) + Send + 'static) -> Lsn {
-        let caller = std::thread::current().id();
+        APPENDING.set(true);
         let lsn = self.wal.append(EntryRef::Message(message), move |result: AppendResult| {
-            if std::thread::current().id() == caller {
+            if APPENDING.get() {
                 // The log is closed and answers within the call; `done` may need a lock that the caller holds.
                 std::thread::spawn(move || done(result));
             } else {
                 done(result);
             }
         });
+        APPENDING.set(false);
         self.lock_totals().stored(&message.route, lsn, message.message.size() as u64, clock::unix_millis());
         lsn
     }
@@ -245,7 +254,7 @@ impl Outbox {
             first_lsn = damage.first_lsn, last_lsn = damage.last_lsn, segment = damage.segment, offset = damage.offset,
             reason = %damage.reason, "damage in the outbox: these LSNs are set aside"
         );
-        if let Err(error) = self.check_owner().and_then(|()| damaged::keep(self.directory.paths(), damage)) {
+        if let Err(error) = damaged::keep(&*self.storage, self.directory.paths(), damage) {
             // Not settled, so its segment stays as it is, and the next start comes across it again.
             tracing::error!(%error, "what was damaged could not be copied to damaged/; it stays where it is");
             return;
