@@ -3,5 +3,20 @@
 #![cfg(all(feature = "testing", target_os = "linux"))]
 
 mod disk;
+mod life;
+mod oracle;
+mod power_cut;
+mod rounds;
 #[path = "../shows/mod.rs"]
 mod shows;
+mod sled_log;
+
+#[test]
+#[ignore = "run by the other tests as a child process"]
+fn child() {
+    let Some(work) = shows::work() else { return };
+    match work[0].as_str() {
+        "life" => life::live(&work[1..]),
+        other => panic!("{other:?} is no work"),
+    }
+}

@@ -1,0 +1,204 @@
+//! Several lives of one log, each ended by force, and what must hold at the end.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+
+use crate::disk::{Disk, Image, Loss};
+use crate::life::{Life, Log, UNREADABLE};
+use crate::oracle::{Verdict, judge};
+use crate::shows::{LONG, myself};
+
+/// Lives of a log before it is drained and judged.
+pub const LIVES: u64 = 5;
+/// Logs that are tormented side by side: a life mostly waits for its end.
+const ABREAST: usize = 4;
+
+/// How lives end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// SIGKILL: everything written stays.
+    Killed,
+    /// SIGKILL, and mostly what was not synced is lost, whole or in part. Where it is not, the next life begins on writes
+    /// that may still be lost.
+    PowerCut,
+}
+
+/// What became of one log.
+#[derive(Debug)]
+pub struct Outcome {
+    pub ends: u64,
+    pub verdict: Verdict,
+    /// Why it could not be opened or read any more.
+    pub unreadable: Option<String>,
+}
+
+/// A child that is killed when this is dropped.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn start(life: &Life) -> Running {
+    let words = life.words();
+    let words: Vec<&dyn AsRef<std::ffi::OsStr>> = words.iter().map(|word| word as _).collect();
+    let errors = File::create(life.notes.join(errors_of(life.number))).expect("a file for its errors");
+    Running(myself(&words).stdout(Stdio::piped()).stderr(errors).spawn().expect("a child starts"))
+}
+
+fn errors_of(life: u64) -> String {
+    format!("stderr-{life}")
+}
+
+fn said(life: &Life) -> String {
+    std::fs::read_to_string(life.notes.join(errors_of(life.number))).unwrap_or_default()
+}
+
+/// One life, ended by SIGKILL while it opens its log or while it sends.
+fn live_and_die(life: &Life, rng: &mut Rng) -> Result<(), String> {
+    let (while_sending, delay) = (rng.u8(..3) > 0, Duration::from_micros(rng.u64(..40_000)));
+    let mut child = start(life);
+    if while_sending {
+        let out = child.0.stdout.take().expect("its output is a pipe");
+        // At the end of the output it has ended, too: that is looked at below.
+        BufReader::new(out).lines().map_while(Result::ok).find(|line| line.ends_with("open"));
+    }
+    std::thread::sleep(delay);
+    let ended = child.0.try_wait().expect("it can be waited for");
+    drop(child);
+    let said = said(life);
+    match ended {
+        Some(status) if status.code() == Some(UNREADABLE) => Err(said),
+        Some(status) => panic!("life {} ended by itself, {status}: {said}", life.number),
+        None => {
+            assert!(!said.contains("panicked") || life.log != Log::Outbox, "life {}: {said}", life.number);
+            Ok(())
+        }
+    }
+}
+
+/// The last life: drains the log.
+fn drain(life: &Life) -> Result<(), String> {
+    let (mut child, begun) = (start(life), Instant::now());
+    let status = loop {
+        if let Some(status) = child.0.try_wait().expect("it can be waited for") {
+            break status;
+        }
+        assert!(begun.elapsed() < 2 * LONG, "{} does not drain: {}", life.log.name(), said(life));
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(UNREADABLE) => Err(said(life)),
+        // sled may panic instead.
+        _ if life.log != Log::Outbox => Err(said(life)),
+        _ => panic!("it did not drain, {status}: {}", said(life)),
+    }
+}
+
+/// The lives of one log, as the seed has it.
+pub fn torment(log: Log, end: End, seed: u64) -> Outcome {
+    let mut rng = Rng::with_seed(seed);
+    let notes = tempfile::TempDir::new().expect("a directory");
+    let mut image = Image::new();
+    let life = |number: u64, disk: &Path, rng: &mut Rng| {
+        let (notes, disk) = (notes.path().to_owned(), disk.to_owned());
+        Life { notes, disk, log, seed: rng.u64(..), number }
+    };
+    let mut ends = 0;
+    let mut unreadable = None;
+    for number in 1..=LIVES {
+        let disk = Disk::mount(image);
+        let lived = live_and_die(&life(number, disk.root(), &mut rng), &mut rng);
+        image = disk.unmount();
+        ends += 1;
+        if let Err(why) = lived {
+            unreadable = Some(why);
+            break;
+        }
+        if end == End::PowerCut && rng.u8(..4) > 0 {
+            image = image.cut(Loss::draw(&mut rng), &mut rng);
+        }
+    }
+    if unreadable.is_none() {
+        let disk = Disk::mount(image);
+        unreadable = drain(&life(0, disk.root(), &mut rng)).err();
+        disk.unmount();
+    }
+    Outcome { ends, verdict: judge(notes.path()), unreadable }
+}
+
+/// Figures of many logs.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub logs: u64,
+    pub ends: u64,
+    pub acked: usize,
+    pub lost: usize,
+    pub duplicates: usize,
+    /// Logs that could not be opened or read any more, and why the first could not.
+    pub unreadable: u64,
+    pub why: String,
+    /// Logs that could, and said nothing, and had lost something.
+    pub silently_shorter: u64,
+    /// Messages out of order, changed or invented.
+    pub wrong: usize,
+    pub seconds: f64,
+}
+
+impl Tally {
+    fn add(&mut self, outcome: Outcome) {
+        let verdict = outcome.verdict;
+        self.logs += 1;
+        self.ends += outcome.ends;
+        self.acked += verdict.acked;
+        self.lost += verdict.lost.len();
+        self.duplicates += verdict.duplicates;
+        self.wrong += verdict.wrong.len();
+        match outcome.unreadable {
+            Some(why) => {
+                self.unreadable += 1;
+                if self.why.is_empty() {
+                    self.why = why.lines().last().unwrap_or_default().to_owned();
+                }
+            }
+            None => self.silently_shorter += u64::from(!verdict.lost.is_empty()),
+        }
+    }
+}
+
+/// As many logs as it takes to end `ends` lives, side by side, with seeds that count from `seed`. `look` sees each
+/// outcome first, and may fail the test.
+pub fn many(log: Log, end: End, ends: u64, seed: u64, look: impl Fn(u64, &Outcome) + Sync) -> Tally {
+    let (begun, next, tally) = (Instant::now(), AtomicU64::new(0), Mutex::new(Tally::default()));
+    let logs = ends.div_ceil(LIVES);
+    std::thread::scope(|scope| {
+        for _ in 0..ABREAST {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::AcqRel);
+                    if number >= logs {
+                        return;
+                    }
+                    let seed = seed.wrapping_add(number);
+                    let outcome = torment(log, end, seed);
+                    look(seed, &outcome);
+                    tally.lock().unwrap_or_else(PoisonError::into_inner).add(outcome);
+                }
+            });
+        }
+    });
+    let mut tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
+    tally.seconds = begun.elapsed().as_secs_f64();
+    tally
+}
