@@ -2,9 +2,12 @@
 
 #![cfg(all(feature = "testing", target_os = "linux"))]
 
+mod children;
 mod disk;
+mod failed_sync;
 mod life;
 mod oracle;
+mod peer;
 mod power_cut;
 mod rounds;
 #[path = "../shows/mod.rs"]
@@ -17,6 +20,7 @@ fn child() {
     let Some(work) = shows::work() else { return };
     match work[0].as_str() {
         "life" => life::live(&work[1..]),
+        "script" => failed_sync::script(&work[1..]),
         other => panic!("{other:?} is no work"),
     }
 }

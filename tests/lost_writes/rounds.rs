@@ -1,19 +1,16 @@
 //! Several lives of one log, each ended by force, and what must hold at the end.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 
+use crate::children::Running;
 use crate::disk::{Disk, Image, Loss};
 use crate::life::{Life, Log, UNREADABLE};
 use crate::oracle::{Verdict, judge};
-use crate::shows::{LONG, myself};
 
 /// Lives of a log before it is drained and judged.
 pub const LIVES: u64 = 5;
@@ -39,29 +36,8 @@ pub struct Outcome {
     pub unreadable: Option<String>,
 }
 
-/// A child that is killed when this is dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 fn start(life: &Life) -> Running {
-    let words = life.words();
-    let words: Vec<&dyn AsRef<std::ffi::OsStr>> = words.iter().map(|word| word as _).collect();
-    let errors = File::create(life.notes.join(errors_of(life.number))).expect("a file for its errors");
-    Running(myself(&words).stdout(Stdio::piped()).stderr(errors).spawn().expect("a child starts"))
-}
-
-fn errors_of(life: u64) -> String {
-    format!("stderr-{life}")
-}
-
-fn said(life: &Life) -> String {
-    std::fs::read_to_string(life.notes.join(errors_of(life.number))).unwrap_or_default()
+    Running::start(&life.words(), &life.notes, &format!("stderr-{}", life.number))
 }
 
 /// One life, ended by SIGKILL while it opens its log or while it sends.
@@ -69,16 +45,18 @@ fn live_and_die(life: &Life, rng: &mut Rng) -> Result<(), String> {
     let (while_sending, delay) = (rng.u8(..3) > 0, Duration::from_micros(rng.u64(..40_000)));
     let mut child = start(life);
     if while_sending {
-        let out = child.0.stdout.take().expect("its output is a pipe");
-        // At the end of the output it has ended, too: that is looked at below.
-        BufReader::new(out).lines().map_while(Result::ok).find(|line| line.ends_with("open"));
+        child.wait_for_line("open");
     }
     std::thread::sleep(delay);
-    let ended = child.0.try_wait().expect("it can be waited for");
-    drop(child);
-    let said = said(life);
+    let ended = child.process.try_wait().expect("it can be waited for");
+    if ended.is_none() {
+        child.process.kill().expect("it can be killed");
+        child.process.wait().expect("it can be waited for");
+    }
+    let said = child.said();
     match ended {
-        Some(status) if status.code() == Some(UNREADABLE) => Err(said),
+        // sled may panic instead of telling.
+        Some(status) if status.code() == Some(UNREADABLE) || life.log != Log::Outbox => Err(said),
         Some(status) => panic!("life {} ended by itself, {status}: {said}", life.number),
         None => {
             assert!(!said.contains("panicked") || life.log != Log::Outbox, "life {}: {said}", life.number);
@@ -89,20 +67,11 @@ fn live_and_die(life: &Life, rng: &mut Rng) -> Result<(), String> {
 
 /// The last life: drains the log.
 fn drain(life: &Life) -> Result<(), String> {
-    let (mut child, begun) = (start(life), Instant::now());
-    let status = loop {
-        if let Some(status) = child.0.try_wait().expect("it can be waited for") {
-            break status;
-        }
-        assert!(begun.elapsed() < 2 * LONG, "{} does not drain: {}", life.log.name(), said(life));
-        std::thread::sleep(Duration::from_millis(1));
-    };
-    match status.code() {
+    let mut child = start(life);
+    match child.wait().code() {
         Some(0) => Ok(()),
-        Some(UNREADABLE) => Err(said(life)),
-        // sled may panic instead.
-        _ if life.log != Log::Outbox => Err(said(life)),
-        _ => panic!("it did not drain, {status}: {}", said(life)),
+        code if code == Some(UNREADABLE) || life.log != Log::Outbox => Err(child.said()),
+        code => panic!("it did not drain, {code:?}: {}", child.said()),
     }
 }
 
@@ -169,7 +138,8 @@ impl Tally {
             Some(why) => {
                 self.unreadable += 1;
                 if self.why.is_empty() {
-                    self.why = why.lines().last().unwrap_or_default().to_owned();
+                    let told = why.lines().filter(|line| !line.is_empty() && !line.starts_with("note: "));
+                    self.why = told.collect::<Vec<_>>().join(" ");
                 }
             }
             None => self.silently_shorter += u64::from(!verdict.lost.is_empty()),
