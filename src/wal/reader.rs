@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::error::{DecodeError, ReadError};
 use super::frame::{FrameHeader, FrameView, Identity, RecordView};
-use super::scan::SegmentFile;
+use super::scan::{Frame, SegmentFile};
 use super::segment;
 use super::shared::Shared;
 use super::state::SegmentInfo;
@@ -158,7 +158,8 @@ impl Reader {
         match self.look(cursor) {
             Look::Memory(_, segment) | Look::Segment(segment) => {
                 let file = self.file(&segment).ok().and_then(Result::ok);
-                self.damaged(cursor, &segment, file.as_ref(), reason.to_owned())
+                let next = file.and_then(|file| file.next_readable(cursor.offset + BLOCK, segment.end));
+                self.damaged(cursor, &segment, next, reason.to_owned())
             }
             Look::Next(_) | Look::End => None,
         }
@@ -192,7 +193,11 @@ impl Reader {
             Ok(Ok(frame)) => Ok(self.take(cursor, &frame.view())),
             // The segment may have been recycled in between; then nothing in it matters.
             Ok(Err(_)) if !self.is_current(segment) => Ok(None),
-            Ok(Err(error)) => Ok(self.damaged(cursor, segment, Some(&file), error.to_string()).map(Step::Damaged)),
+            Ok(Err(error)) => {
+                let next = file.next_good(cursor.offset + BLOCK, segment.end);
+                let next = next.map_err(|error| self.failed(segment, error))?;
+                Ok(self.damaged(cursor, segment, next, error.to_string()).map(Step::Damaged))
+            }
             Err(error) => Err(self.failed(segment, error)),
         }
     }
@@ -234,15 +239,14 @@ impl Reader {
         }
     }
 
-    /// Moves the cursor to the next good frame, or to the segment's end, and says what is lost in between.
+    /// Moves the cursor to the next good frame, or to the segment's end if there is none, and says what is lost in between.
     fn damaged(
         &self,
         cursor: &mut Cursor,
         segment: &SegmentInfo,
-        file: Option<&SegmentFile>,
+        next: Option<Frame>,
         reason: String,
     ) -> Option<Damage> {
-        let next = file.and_then(|file| file.next_good(cursor.offset + BLOCK, segment.end));
         let (to, next_lsn) = match &next {
             Some(frame) => (frame.header.offset, frame.header.first_lsn),
             None => (segment.end, segment.last_lsn + 1),

@@ -242,11 +242,15 @@ impl<'a> Walk<'a> {
             Some(header) => checkpoint(&file, header).map_err(WalError::io("read", &path))?,
             None => None,
         };
+        let next_good = |from| {
+            let found = file.next_good(from, file.limit).map_err(WalError::io("read", &path))?;
+            Ok::<_, WalError>(found.map(|frame| frame.header))
+        };
         let first = match &checkpoint {
-            None => file.next_good(BLOCK, file.limit).map(|frame| frame.header),
+            None => next_good(BLOCK)?,
             Some((_, _, start)) => {
                 // A checkpoint without the frame that came with it was never acknowledged.
-                let first = file.next_good(*start, file.limit).map(|frame| frame.header);
+                let first = next_good(*start)?;
                 if first.is_none() && !short {
                     return Ok(Loaded { file, header, checkpoint: None, first: None, short });
                 }
@@ -305,7 +309,8 @@ impl<'a> Walk<'a> {
                 }
                 Err(error) => error,
             };
-            let Some(next) = file.next_good(offset + BLOCK, file.limit) else {
+            let next = file.next_good(offset + BLOCK, file.limit).map_err(WalError::io("read", &path))?;
+            let Some(next) = next else {
                 self.end(loaded, offset, later, &bad);
                 break;
             };
