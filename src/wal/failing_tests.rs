@@ -16,7 +16,9 @@ const LIMIT: Duration = Duration::from_secs(20);
 
 fn append(wal: &Wal, number: u64) {
     let (tell, told) = channel();
-    wal.append(EntryRef::Message(&message(number, "orders", b"x")), move |outcome| tell.send(outcome).expect("awaited"));
+    wal.append(EntryRef::Message(&message(number, "orders", b"x")), move |outcome| {
+        tell.send(outcome).expect("awaited")
+    });
     told.recv_timeout(LIMIT).expect("done is called").expect("the disk works");
 }
 

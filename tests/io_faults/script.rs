@@ -68,10 +68,7 @@ pub fn settings(directory: &Path, broker: &Broker) -> Builder {
         slots: 1 << 10,
         ..Config::default()
     };
-    Builder::default()
-        .config(config)
-        .outbox(directory.join("outbox"))
-        .custom_transport("memory", broker.transport())
+    Builder::default().config(config).outbox(directory.join("outbox")).custom_transport("memory", broker.transport())
 }
 
 impl Script {
@@ -361,17 +358,12 @@ impl Script {
         }
         let lasted = self.plan.is_some_and(|plan| plan.lasting != Lasting::Once);
         assert!(!self.closed_well || lasted || duplicates == 0, "{duplicates} twice, though each close went well");
-        Outcome {
-            accepted: self.accepted.len(),
-            refused: self.refused.len(),
-            duplicates,
-            failed: self.disk.failed(),
-        }
+        Outcome { accepted: self.accepted.len(), refused: self.refused.len(), duplicates, failed: self.disk.failed() }
     }
 }
 
 /// `key:number` of each message, the first time it came; the number of those that came again. Each key's numbers rise.
-fn firsts(delivered: &[Delivered]) -> (BTreeSet<String>, usize) {
+pub fn firsts(delivered: &[Delivered]) -> (BTreeSet<String>, usize) {
     let (mut seen, mut ids) = (BTreeSet::new(), BTreeMap::new());
     let mut last: BTreeMap<String, u64> = BTreeMap::new();
     for one in delivered {
