@@ -19,6 +19,8 @@ mod crash_tests;
 #[cfg(test)]
 mod damage_tests;
 mod error;
+#[cfg(test)]
+mod failing_tests;
 mod frame;
 mod locate;
 mod log;

@@ -73,18 +73,25 @@ impl SegmentFile {
         Ok(decoded.map(|()| Frame { header, bytes }))
     }
 
-    /// The first good frame that begins at or after `from` and before `end`. A block that the system cannot read is an
-    /// error: nobody knows what is in it, so nothing may be concluded from what was not found.
+    /// The first good frame that begins at or after `from` and before `end`.
+    ///
+    /// A block that the system cannot read now may hold it: whoever takes what lies in front for damaged, or the rest of
+    /// the segment for empty, must not do so on an error.
     pub fn next_good(&self, from: u32, end: u32) -> io::Result<Option<Frame>> {
         let mut offset = round_up(u64::from(from)) as u32;
         while offset < end {
-            if self.frame_header(offset)?.is_ok()
-                && let Ok(frame) = self.frame(offset)?
-            {
+            if let Some(frame) = self.good(offset)? {
                 return Ok(Some(frame));
             }
             offset = offset.saturating_add(BLOCK);
         }
         Ok(None)
+    }
+
+    fn good(&self, offset: u32) -> io::Result<Option<Frame>> {
+        match self.frame_header(offset)? {
+            Ok(_) => Ok(self.frame(offset)?.ok()),
+            Err(_) => Ok(None),
+        }
     }
 }
