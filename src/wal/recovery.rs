@@ -90,6 +90,7 @@ pub(super) fn recover(
     for at in 0..chain.len() {
         let later = chain.get(at + 1).and_then(|next| next.first);
         walk.synced_end = 0;
+        walk.doubtful.clear();
         let info = walk.segment(&chain[at], later.as_ref())?;
         let whole = at == 0 && walk.starts.contains_key(&info.number);
         // Without a frame that was written after a sync, the opening itself may be what was torn.
@@ -109,8 +110,13 @@ pub(super) fn recover(
     let stray = |number: &&u64| intact && !segments.contains_key(number);
     let discard = numbers.iter().filter(stray).map(|&number| segment::path(directory, number)).collect();
     let settled = &walk.state.settled;
-    walk.damage.retain(|damage| {
-        damage.last_lsn < damage.first_lsn || !settled.contains_range(damage.first_lsn, damage.last_lsn)
+    walk.damage.retain_mut(|damage| {
+        let missed = damage.last_lsn < damage.first_lsn || !settled.contains_range(damage.first_lsn, damage.last_lsn);
+        if !missed {
+            // No message is lost, but the bytes may have held settlements: what they settled is delivered again.
+            damage.last_lsn = damage.first_lsn - 1;
+        }
+        missed || damage.length > 0
     });
     let next_number = next_number(storage, directory, &numbers, &free);
     Ok(Found {
@@ -149,6 +155,8 @@ struct Walk<'a> {
     /// Where groups begin in the segment the state is from.
     starts: BTreeMap<u64, u32>,
     damage: Vec<Damage>,
+    /// Bad frames that were torn, unless a frame further on knows that they were synced.
+    doubtful: Vec<Damage>,
     torn_bytes: u64,
     incarnation: Option<u64>,
     /// The last frame is a seal.
@@ -168,6 +176,7 @@ impl<'a> Walk<'a> {
             state: State::new(),
             starts: BTreeMap::new(),
             damage: Vec::new(),
+            doubtful: Vec::new(),
             torn_bytes: 0,
             incarnation: None,
             clean: true,
@@ -305,12 +314,15 @@ impl<'a> Walk<'a> {
                 self.end(loaded, offset, later, &bad);
                 break;
             };
-            // Frames before `next` that it knows to have been synced are damaged; others were torn.
+            // Frames before `next` that it, or one behind it, knows to have been synced are damaged; others were torn.
             let (first_lsn, last_lsn) = (self.state.next_lsn, next.header.durable_lsn.min(next.header.first_lsn - 1));
-            if last_lsn >= first_lsn || next.header.synced_end > offset {
-                let (segment, length) = (file.number, next.header.offset - offset);
-                let reason = bad.to_string();
-                self.damage.push(Damage { segment, offset, length, first_lsn, last_lsn, reason });
+            let (segment, length, reason) = (file.number, next.header.offset - offset, bad.to_string());
+            let damage = Damage { segment, offset, length, first_lsn, last_lsn, reason };
+            let is_lost = last_lsn >= first_lsn;
+            if is_lost {
+                self.damage.push(damage)
+            } else {
+                self.doubtful.push(damage)
             }
             self.state.next_lsn = first_lsn.max(last_lsn + 1);
             offset = next.header.offset;
@@ -326,6 +338,7 @@ impl<'a> Walk<'a> {
         }
         self.gap(segment, header.offset, header.durable_lsn, header.first_lsn, "records before this frame are missing");
         self.synced_end = self.synced_end.max(header.synced_end);
+        self.damage.extend(self.doubtful.extract_if(.., |damage| damage.offset < header.synced_end));
         self.clean = header.kind == FrameKind::Seal;
         if let Err(error) = self.state.apply(&frame.view()) {
             // The checksum holds, so it was written like this, by a later release.
