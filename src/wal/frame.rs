@@ -13,7 +13,7 @@ use super::{Entry, Lsn};
 pub(super) const FRAME_HEADER: usize = 80;
 /// The version of frames and segment headers that is written.
 pub(super) const VERSION: u8 = 1;
-const MAGIC: [u8; 4] = *b"OLFR";
+pub(super) const MAGIC: [u8; 4] = *b"OLFR";
 const BODY_CRC: usize = 72;
 const HEADER_CRC: usize = 76;
 

@@ -39,6 +39,7 @@ mod shared;
 mod space;
 mod state;
 mod storage;
+mod stray;
 #[cfg(test)]
 mod tests;
 

@@ -88,7 +88,8 @@ impl Reader {
         let Some(segment) = segment else { return Ok(Cursor { segment: 0, offset: 0, next_lsn: lsn }) };
         let begin = Cursor { segment: segment.number, offset: first_offset(&segment), next_lsn: segment.first_lsn };
         if segment.first_lsn >= lsn {
-            return Ok(begin);
+            // What lies between is missing, unless it is settled.
+            return Ok(Cursor { next_lsn: lsn, ..begin });
         }
         let file = match self.file(&segment) {
             Ok(Ok(file)) => file,
@@ -128,12 +129,17 @@ impl Reader {
             let segment = match self.look(cursor) {
                 Look::End => return Ok(Step::End),
                 Look::Next(segment) => {
+                    let gap =
+                        self.gap(cursor, segment.number, segment.first_lsn, "records before this segment are missing");
                     *cursor = Cursor {
                         segment: segment.number,
                         offset: first_offset(&segment),
                         next_lsn: cursor.next_lsn.max(segment.first_lsn),
                     };
-                    continue;
+                    match gap {
+                        Some(damage) => return Ok(Step::Damaged(damage)),
+                        None => continue,
+                    }
                 }
                 Look::Memory(bytes, segment) => {
                     let identity =
@@ -205,12 +211,9 @@ impl Reader {
     fn take(&self, cursor: &mut Cursor, frame: &FrameView<'_>) -> Option<Step> {
         let header = frame.header;
         if header.count > 0 && header.first_lsn > cursor.next_lsn {
-            let (first_lsn, last_lsn) = (cursor.next_lsn, header.first_lsn - 1);
+            let gap = self.gap(cursor, header.segment, header.first_lsn, "records before this frame are missing");
             cursor.next_lsn = header.first_lsn;
-            let reason = "records before this frame are missing".to_owned();
-            let (segment, offset) = (header.segment, header.offset);
-            let damage = Damage { segment, offset, length: 0, first_lsn, last_lsn, reason };
-            if let Some(damage) = self.unsettled(damage) {
+            if let Some(damage) = gap {
                 return Some(Step::Damaged(damage));
             }
         }
@@ -260,6 +263,14 @@ impl Reader {
         self.unsettled(damage)
     }
 
+    /// What is missing between the cursor and the LSN that comes next, if anybody misses it.
+    fn gap(&self, cursor: &Cursor, segment: u64, next: Lsn, reason: &str) -> Option<Damage> {
+        let (first_lsn, last_lsn) = (cursor.next_lsn, next.max(1) - 1);
+        let offset = if segment == cursor.segment { cursor.offset } else { 0 };
+        let damage = Damage { segment, offset, length: 0, first_lsn, last_lsn, reason: reason.to_owned() };
+        if first_lsn <= last_lsn { self.unsettled(damage) } else { None }
+    }
+
     /// Damage in which a message is lost that nobody has settled yet.
     fn unsettled(&self, damage: Damage) -> Option<Damage> {
         let settled = self.shared.view().state.settled.contains_range(damage.first_lsn, damage.last_lsn);
@@ -280,7 +291,11 @@ impl Reader {
         let limit = u32::try_from(file.length()?).unwrap_or(u32::MAX).max(segment.end);
         let mut file = SegmentFile { file, number: segment.number, salt: None, limit };
         // With a damaged header each frame's own salt is taken; its number still has to match.
-        file.salt = file.header()?.ok().filter(|header| header.number == segment.number).map(|header| header.salt);
+        let header = file.header()?.ok();
+        if header.is_some_and(|header| header.outbox != self.shared.options.outbox) {
+            return Ok(Err("the segment belongs to another outbox".into()));
+        }
+        file.salt = header.filter(|header| header.number == segment.number).map(|header| header.salt);
         *open = Some(file.clone());
         Ok(Ok(file))
     }

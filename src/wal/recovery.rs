@@ -16,6 +16,7 @@ use super::scan::SegmentFile;
 use super::segment::{self, Name, SegmentHeader};
 use super::state::{CheckpointReader, SegmentInfo, State};
 use super::storage::Storage;
+use super::stray;
 use super::{BLOCK, Damage, Lsn, Options};
 
 /// What an open found.
@@ -53,6 +54,8 @@ struct Loaded {
     /// The first good frame, if the checkpoint is damaged.
     first: Option<FrameHeader>,
     short: bool,
+    /// The file holds another segment.
+    misplaced: bool,
 }
 
 /// See the module.
@@ -100,15 +103,21 @@ pub(super) fn recover(
         segments.insert(info.number, info);
     }
     let last_acked = walk.state.next_lsn - 1;
-    if !walk.clean || walk.begun {
-        // Whether the last frame was acknowledged cannot be told; its LSNs are not used again.
-        let most = u64::from(options.frame_bytes.max(options.record_bytes)) / RECORD_HEADER as u64;
-        walk.state.burn_to(walk.state.next_lsn.saturating_add(most));
-    }
+    let uncertain = if walk.lost_end {
+        // Any number of frames may be lost with the end of a segment.
+        u64::from(options.segment_bytes)
+    } else if !walk.clean || walk.begun {
+        // Whether the last frame was acknowledged cannot be told.
+        u64::from(options.frame_bytes.max(options.record_bytes))
+    } else {
+        0
+    };
+    // What may have been acknowledged is not used again.
+    walk.state.burn_to(walk.state.next_lsn.saturating_add(uncertain / RECORD_HEADER as u64));
     let intact = walk.damage.is_empty();
     walk.missing(&segments, &numbers);
-    let stray = |number: &&u64| intact && !segments.contains_key(number);
-    let discard = numbers.iter().filter(stray).map(|&number| segment::path(directory, number)).collect();
+    let strays = numbers.iter().copied().filter(|number| intact && !segments.contains_key(number));
+    let discard = stray::removable(storage, directory, strays, &numbers);
     let settled = &walk.state.settled;
     walk.damage.retain_mut(|damage| {
         let missed = damage.last_lsn < damage.first_lsn || !settled.contains_range(damage.first_lsn, damage.last_lsn);
@@ -118,7 +127,7 @@ pub(super) fn recover(
         }
         missed || damage.length > 0
     });
-    let next_number = next_number(storage, directory, &numbers, &free);
+    let next_number = stray::next_number(storage, directory, &numbers, &free);
     Ok(Found {
         recovered: Recovered {
             next_lsn: walk.state.next_lsn,
@@ -134,17 +143,6 @@ pub(super) fn recover(
         free,
         discard,
     })
-}
-
-/// Past every number there is: also past those in the headers of free files, which may hold a segment whose rename
-/// was lost in a power cut. So the number, not only the salt, tells its frames from live ones.
-fn next_number(storage: &dyn Storage, directory: &std::path::Path, numbers: &[u64], free: &[u64]) -> u64 {
-    let inside = free.iter().filter_map(|&number| {
-        let file = storage.open_read(&segment::free_path(directory, number)).ok()?;
-        let file = SegmentFile { file, number, salt: None, limit: 0 };
-        file.header().ok()?.ok().map(|header| header.number)
-    });
-    inside.chain(numbers.iter().copied()).max().map_or(1, |last| last.saturating_add(1))
 }
 
 struct Walk<'a> {
@@ -165,6 +163,8 @@ struct Walk<'a> {
     synced_end: u32,
     /// A segment was begun behind the last good one.
     begun: bool,
+    /// The end of the log is lost, and how much it held is not known.
+    lost_end: bool,
 }
 
 impl<'a> Walk<'a> {
@@ -182,6 +182,7 @@ impl<'a> Walk<'a> {
             clean: true,
             synced_end: 0,
             begun: false,
+            lost_end: false,
         }
     }
 
@@ -189,19 +190,16 @@ impl<'a> Walk<'a> {
     fn load_chain(&mut self, numbers: &[u64]) -> Result<Vec<Loaded>, WalError> {
         let mut chain = Vec::new();
         for &number in numbers.iter().rev() {
-            let loaded = self.load(number)?;
+            let loaded = self.load(number, numbers)?;
             if loaded.checkpoint.is_none() && loaded.first.is_none() {
-                if loaded.short {
-                    // Segments have their full length before they get their name.
-                    let reason = "the segment is shorter than it was made, and nothing in it can be read".to_owned();
-                    self.damage.push(Damage {
-                        segment: number,
-                        offset: 0,
-                        length: 0,
-                        first_lsn: 1,
-                        last_lsn: 0,
-                        reason,
-                    });
+                // Segments have their full length before they get their name.
+                let short = "the segment is shorter than it was made, and nothing in it can be read";
+                let elsewhere = "the file holds another segment than its name says";
+                let reasons = [(loaded.short, short), (loaded.misplaced, elsewhere)];
+                if let Some((_, reason)) = reasons.iter().find(|(applies, _)| *applies) {
+                    let (segment, reason) = (number, (*reason).to_owned());
+                    self.damage.push(Damage { segment, offset: 0, length: 0, first_lsn: 1, last_lsn: 0, reason });
+                    self.lost_end = true;
                 }
                 self.begun |= loaded.header.is_some();
                 continue;
@@ -217,16 +215,20 @@ impl<'a> Walk<'a> {
         Ok(chain)
     }
 
-    fn load(&self, number: u64) -> Result<Loaded, WalError> {
+    fn load(&self, number: u64, numbers: &[u64]) -> Result<Loaded, WalError> {
         let path = segment::path(self.directory, number);
         let file = self.storage.open_read(&path).map_err(WalError::io("open", &path))?;
         // The process before may have died between a write and its sync; what is trusted now must be on the disk.
         file.sync_data().map_err(WalError::io("sync", &path))?;
         let length = file.length().map_err(WalError::io("length of", &path))?;
         let mut file = SegmentFile { file, number, salt: None, limit: self.options.segment_bytes };
+        let mut misplaced = false;
         let header = match file.header().map_err(WalError::io("read", &path))? {
             Ok(header) if header.number == number => Some(header),
-            Ok(_) => None,
+            Ok(header) => {
+                misplaced = stray::is_misplaced(&header, number, numbers);
+                None
+            }
             Err(DecodeError::Newer { found, .. }) => {
                 return Err(WalError::NewerFormat { path, found, known: u64::from(super::frame::VERSION) });
             }
@@ -253,7 +255,7 @@ impl<'a> Walk<'a> {
                 // A checkpoint without the frame that came with it was never acknowledged.
                 let first = file.next_good(*start, file.limit).map(|frame| frame.header);
                 if first.is_none() && !short {
-                    return Ok(Loaded { file, header, checkpoint: None, first: None, short });
+                    return Ok(Loaded { file, header, checkpoint: None, first: None, short, misplaced });
                 }
                 first
             }
@@ -261,7 +263,7 @@ impl<'a> Walk<'a> {
         if file.salt.is_none() {
             file.salt = first.map(|first| first.salt);
         }
-        Ok(Loaded { file, header, checkpoint, first, short })
+        Ok(Loaded { file, header, checkpoint, first, short, misplaced })
     }
 
     fn bad_beginning(&mut self, segment: u64) {
@@ -311,7 +313,7 @@ impl<'a> Walk<'a> {
                 Err(error) => error,
             };
             let Some(next) = file.next_good(offset + BLOCK, file.limit) else {
-                self.end(loaded, offset, later, &bad);
+                end = end.max(self.end(loaded, offset, later, &bad));
                 break;
             };
             // Frames before `next` that it, or one behind it, knows to have been synced are damaged; others were torn.
@@ -326,6 +328,7 @@ impl<'a> Walk<'a> {
             }
             self.state.next_lsn = first_lsn.max(last_lsn + 1);
             offset = next.header.offset;
+            end = offset;
         }
         let (number, last_lsn) = (file.number, self.state.next_lsn - 1);
         Ok(SegmentInfo { number, first_lsn, last_lsn, start: start.unwrap_or(0), end, failed: false })
@@ -359,30 +362,32 @@ impl<'a> Walk<'a> {
         self.state.burn_to(next);
     }
 
-    /// Nothing good follows: the end, a torn write, or damage that a later segment tells of.
-    fn end(&mut self, loaded: &Loaded, offset: u32, later: Option<&FrameHeader>, bad: &DecodeError) {
+    /// Nothing good follows: the end, a torn write, or damage that a later segment tells of. Returns where what is to be
+    /// read ends: behind the damage, so that the reader comes across it.
+    fn end(&mut self, loaded: &Loaded, offset: u32, later: Option<&FrameHeader>, bad: &DecodeError) -> u32 {
         let file = &loaded.file;
-        if loaded.short {
-            let reason = format!("the segment is shorter than it was made: {bad}");
-            let (segment, first_lsn) = (file.number, self.state.next_lsn);
-            let last_lsn = later.map_or(first_lsn - 1, |later| later.durable_lsn);
-            self.damage.push(Damage { segment, offset, length: 0, first_lsn, last_lsn, reason });
-            self.clean = false;
-            return;
-        }
+        let (segment, first_lsn) = (file.number, self.state.next_lsn);
         let covered = later.map_or(0, |later| later.durable_lsn.min(later.first_lsn - 1));
-        if covered >= self.state.next_lsn {
-            let (first_lsn, length) = (self.state.next_lsn, file.limit.saturating_sub(offset));
-            let (segment, reason) = (file.number, bad.to_string());
-            self.damage.push(Damage { segment, offset, length, first_lsn, last_lsn: covered, reason });
-            self.state.next_lsn = covered + 1;
-        } else if later.is_none() {
-            // A header with a bad body is certainly a torn write; without one, whether there was one cannot be told.
+        if loaded.short || covered >= first_lsn {
+            let what = if loaded.short { "the segment is shorter than it was made: " } else { "" };
+            let (length, last_lsn) = (file.limit.saturating_sub(offset), covered.max(first_lsn - 1));
+            let reason = format!("{what}{bad}");
+            self.damage.push(Damage { segment, offset, length, first_lsn, last_lsn, reason });
+            self.state.next_lsn = last_lsn + 1;
+            self.lost_end |= later.is_none();
+            return if covered >= first_lsn { file.limit } else { offset };
+        }
+        if later.is_none() {
             if let Ok(Ok(header)) = file.frame_header(offset) {
                 self.torn_bytes += u64::from(header.length());
                 self.clean = false;
+            } else if file.resembles_frame(offset) {
+                // A header is written whole or not at all: this one was, and so perhaps was what it stood for.
+                self.torn_bytes += u64::from(BLOCK);
+                self.clean = false;
             }
         }
+        offset
     }
 
     /// Segments a checkpoint names that are not there.

@@ -32,6 +32,8 @@ pub struct Image {
     pub segments: BTreeMap<u64, Segment>,
     /// In the order in which they were written.
     pub frames: Vec<Frame>,
+    /// What segments held at some time while the log was written, of this life and of earlier ones of their files.
+    pub earlier: Vec<Vec<u8>>,
 }
 
 /// What a segment's header says.
@@ -142,6 +144,7 @@ pub struct Writer {
     settled: RangeSet,
     acknowledged: Arc<Mutex<Vec<Lsn>>>,
     incarnation: u64,
+    earlier: Vec<Vec<u8>>,
 }
 
 impl Writer {
@@ -153,7 +156,20 @@ impl Writer {
         let (wal, stepper) = open(&storage, &options);
         let (rng, now) = (fastrand::Rng::with_seed(seed), Instant::now());
         let (written, settled, acknowledged) = (BTreeMap::new(), RangeSet::new(), Arc::default());
-        Self { rng, name, options, storage, wal, stepper, now, written, settled, acknowledged, incarnation: 1 }
+        Self {
+            rng,
+            name,
+            options,
+            storage,
+            wal,
+            stepper,
+            now,
+            written,
+            settled,
+            acknowledged,
+            incarnation: 1,
+            earlier: Vec::new(),
+        }
     }
 
     /// Lets the log do what is due.
@@ -176,6 +192,10 @@ impl Writer {
             self.written.insert(lsn, entry);
         }
         self.run(1);
+        if self.rng.usize(..8) == 0 {
+            let newest = self.segments().pop().unwrap_or_default();
+            self.earlier.extend(self.storage.bytes(&segment_path(newest)));
+        }
         assert_eq!(std::mem::take(&mut *self.acknowledged.lock().expect("not poisoned")).len(), count);
     }
 
@@ -264,6 +284,7 @@ impl Writer {
             settled: self.settled,
             segments: BTreeMap::new(),
             frames: Vec::new(),
+            earlier: self.earlier,
         };
         image.take_apart();
         image

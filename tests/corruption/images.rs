@@ -1,22 +1,25 @@
 //! The logs that are damaged, each with the features of the format that damage can meet.
 
-use std::sync::Arc;
+use std::time::Duration;
 
 use outlast::internals::wal::Options;
 
 use super::image::{Image, Writer};
+use super::wounds::Patient;
 
 const MIB: u32 = 1 << 20;
 
+const OURS: [u8; 16] = [7; 16];
+const FOREIGN: [u8; 16] = [8; 16];
+
+/// No seal but where one is asked for.
 fn options(segment_bytes: u32) -> Options {
-    let endless = std::time::Duration::from_secs(1 << 30);
-    let options = Options { seal_after: endless, ..Options::new([7; 16], 1).with_segment_bytes(segment_bytes) };
-    // No seal but where an image asks for one.
-    Options { on_change: Arc::new(|| {}), ..options }
+    let endless = Duration::from_secs(1 << 30);
+    Options { seal_after: endless, ..Options::new(OURS, 1).with_segment_bytes(segment_bytes) }
 }
 
 fn sealing(segment_bytes: u32) -> Options {
-    Options { seal_after: std::time::Duration::from_millis(100), ..options(segment_bytes) }
+    Options { seal_after: Duration::from_millis(100), ..options(segment_bytes) }
 }
 
 /// Fills most of a segment with messages of all sizes, in groups of all sizes, some of them settled.
@@ -84,7 +87,11 @@ pub fn opened(seed: u64) -> Image {
 /// Segments recycled many times, so that stale frames of earlier lives lie behind the live ones; restarts, and a segment
 /// whose sync failed; a backlog that pins the oldest.
 pub fn recycled(seed: u64) -> Image {
-    let options = Options { max_segments: 6, ..sealing(64 << 10) };
+    recycled_by(OURS, seed)
+}
+
+fn recycled_by(outbox: [u8; 16], seed: u64) -> Image {
+    let options = Options { max_segments: 6, outbox, ..sealing(64 << 10) };
     let mut writer = Writer::new("recycled", seed, options);
     let mut next = 1;
     for round in 1..=120u64 {
@@ -137,7 +144,13 @@ pub fn dead(seed: u64) -> Image {
     writer.image()
 }
 
-/// All of them with segments of 64 KiB.
+/// Those with segments of 64 KiB.
 pub fn small(seed: u64) -> Vec<Image> {
     vec![unsealed(seed), opened(seed), recycled(seed), scattered(seed), dead(seed)]
+}
+
+/// The same, each with segments of another outbox.
+pub fn patients(seed: u64) -> Vec<Patient> {
+    let foreign = recycled_by(FOREIGN, seed + 1).files;
+    small(seed).into_iter().map(|image| Patient { image, foreign: foreign.clone() }).collect()
 }

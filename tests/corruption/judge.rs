@@ -21,8 +21,10 @@ pub struct Wound {
     pub frames: BTreeSet<usize>,
     /// Headers of segments.
     pub headers: BTreeSet<u64>,
-    /// Files that are not as long as they were made, or are gone.
+    /// Files that are there, and not as long as they were made.
     pub cut: BTreeSet<u64>,
+    /// A segment under a name that none had.
+    pub stranger: bool,
 }
 
 impl Wound {
@@ -32,7 +34,7 @@ impl Wound {
             |frame: &Frame| frame.segment == segment && (frame.offset..frame.offset + frame.length).contains(&byte);
         let frames = image.frames.iter().position(hits).into_iter().collect();
         let headers = (byte < SEGMENT_HEADER).then_some(segment).into_iter().collect();
-        Self { frames, headers, cut: BTreeSet::new() }
+        Self { frames, headers, ..Self::default() }
     }
 
     /// What differs between the log as it was written and these files.
@@ -48,13 +50,17 @@ impl Wound {
         let frames = image.frames.iter().enumerate().filter(|(_, frame)| bad(frame)).map(|(at, _)| at).collect();
         let numbers = || image.segments.keys().copied();
         let headers = numbers().filter(|&number| !same(number, 0, SEGMENT_HEADER)).collect();
-        let length = |files: &Files, number| files.get(&segment_path(number)).map(|bytes| bytes.len());
-        let cut = numbers().filter(|&number| length(&image.files, number) > length(files, number)).collect();
-        Self { frames, headers, cut }
+        let shorter = |&number: &u64| {
+            let (was, is) = (image.files.get(&segment_path(number)), files.get(&segment_path(number)));
+            is.is_some_and(|is| was.is_some_and(|was| was.len() > is.len()))
+        };
+        let cut = numbers().filter(shorter).collect();
+        let stranger = files.keys().any(|path| !image.files.contains_key(path));
+        Self { frames, headers, cut, stranger }
     }
 
     pub fn is_none(&self) -> bool {
-        self.frames.is_empty() && self.headers.is_empty() && self.cut.is_empty()
+        self.frames.is_empty() && self.headers.is_empty() && self.cut.is_empty() && !self.stranger
     }
 
     fn has(&self, at: usize) -> bool {
@@ -87,6 +93,8 @@ pub struct Seen {
     pub pending: Vec<StoredRecord>,
     /// By the open and by the reader.
     pub reported: Vec<Damage>,
+    /// By the reader alone: only that is set aside.
+    pub by_reader: Vec<Damage>,
 }
 
 /// Opens a log, and reads what is pending as the drainer does.
@@ -96,8 +104,8 @@ pub fn look(storage: Arc<dyn Storage>, image: &Image, hint: Option<Place>) -> Re
     let mut reported = recovered.damage.clone();
     let from = recovered.state.settled.prefix() + 1;
     let (pending, damage) = read(&wal.reader(), from, hint, &recovered)?;
-    reported.extend(damage);
-    Ok(Seen { recovered, pending, reported })
+    reported.extend_from_slice(&damage);
+    Ok(Seen { recovered, pending, reported, by_reader: damage })
 }
 
 fn read(
@@ -170,17 +178,44 @@ pub fn judge(image: &Image, wound: &Wound, seen: &Seen) -> Result<Verdict, Strin
             (false, Some(_)) => verdict.torn += 1,
         }
     }
+    set_aside(seen)?;
     let next = seen.recovered.next_lsn;
-    if next <= image.last_lsn() {
-        return Err(format!("{} was acknowledged, and the next LSN is {next}{}", image.last_lsn(), told(seen)));
+    let known = known(image, wound);
+    if next <= known {
+        return Err(format!("{known} was acknowledged, and the next LSN is {next}{}", told(seen)));
     }
     said(image, wound, seen)?;
     settlements(image, wound, seen, &verdict)?;
     Ok(verdict)
 }
 
+/// The last LSN of which the log can still know that it was used.
+fn known(image: &Image, wound: &Wound) -> Lsn {
+    // One frame alone is never taken for nothing, and a file that was cut is seen to be.
+    if wound.frames.len() <= 1 || wound.cut.contains(&image.newest()) {
+        return image.last_lsn();
+    }
+    let whole = image.frames.iter().enumerate().filter(|(at, _)| !wound.has(*at));
+    let frames = whole.map(|(_, frame)| frame.durable.max(frame.lsns().end - 1)).max();
+    let headers = image.segments.iter().filter(|(number, _)| !wound.headers.contains(number));
+    frames.max(headers.map(|(_, header)| header.last_acked).max()).unwrap_or_default()
+}
+
 fn told(seen: &Seen) -> String {
     format!("; reported: {:?}; torn: {} bytes", seen.reported, seen.recovered.torn_bytes)
+}
+
+/// What the open reports as lost, the reader comes across as well: it is settled then, and does not stay for ever.
+fn set_aside(seen: &Seen) -> Result<(), String> {
+    let met = ranges(&seen.by_reader);
+    let is_met = |lsn: Lsn| met.range(..=lsn).next_back().is_some_and(|(_, &last)| last >= lsn);
+    let settled = &seen.recovered.state.settled;
+    for (first, last) in ranges(&seen.recovered.damage) {
+        if let Some(lsn) = (first..=last).find(|&lsn| !settled.contains(lsn) && !is_met(lsn)) {
+            return Err(format!("{lsn} is reported by the open, and the reader does not come across it{}", told(seen)));
+        }
+    }
+    Ok(())
 }
 
 /// What holds a message that is covered, or the newest state, is not passed over in silence.
@@ -200,15 +235,19 @@ fn said(image: &Image, wound: &Wound, seen: &Seen) -> Result<(), String> {
             return Err(format!("damage to {frame:?} is not reported"));
         }
     }
-    // Whether a segment without a frame that was written after a sync was ever completely opened, nothing tells.
-    let whole = |(at, frame): (usize, &Frame)| frame.segment == newest && frame.synced_end > 0 && !wound.has(at);
-    let evident = image.frames.iter().enumerate().any(whole);
     let beginning = |&at: &usize| image.frames[at].segment == newest && image.frames[at].offset < start;
     let bad_beginning = wound.headers.contains(&newest) || wound.frames.iter().any(beginning);
-    if bad_beginning && evident && seen.reported.is_empty() {
+    if bad_beginning && is_evident(image, wound) && seen.reported.is_empty() {
         return Err("damage to the beginning of the newest segment is not reported".to_owned());
     }
     Ok(())
+}
+
+/// Whether anything tells that the newest segment was ever completely opened: a whole frame that was written after a sync.
+fn is_evident(image: &Image, wound: &Wound) -> bool {
+    let whole =
+        |(at, frame): (usize, &Frame)| frame.segment == image.newest() && frame.synced_end > 0 && !wound.has(at);
+    image.frames.iter().enumerate().any(whole)
 }
 
 fn is_closed(image: &Image) -> bool {
@@ -229,9 +268,9 @@ fn settlements(image: &Image, wound: &Wound, seen: &Seen, verdict: &Verdict) -> 
         return Err(format!("{forgotten:?} was settled and is pending again{}", told(seen)));
     }
     // A settlement that was never synced may be torn.
-    let silent =
-        seen.reported.is_empty() && (!wound.headers.is_empty() || hit().any(|&at| wound.is_covered(image, at)));
-    if silent { Err(format!("{forgotten:?} is pending again, in silence")) } else { Ok(()) }
+    let beginning = !wound.headers.is_empty() && is_evident(image, wound);
+    let silent = seen.reported.is_empty() && (beginning || hit().any(|&at| wound.is_covered(image, at)));
+    if silent { Err(format!("{forgotten:?} is pending again, in silence: {wound:?}")) } else { Ok(()) }
 }
 
 /// Damage as disjoint ranges, first to last.

@@ -7,11 +7,13 @@ mod image;
 mod images;
 mod judge;
 mod rounds;
+mod wounds;
 
 use std::sync::Arc;
 
 use disk::Disk;
 use judge::{Wound, judge, look};
+use rounds::Rounds;
 
 const SEED: u64 = 13;
 
@@ -57,4 +59,23 @@ fn a_flipped_bit_in_an_older_segment_is_reported_and_the_rest_delivered() {
 fn a_flipped_bit_in_the_structure_of_any_log_is_reported_and_the_rest_delivered() {
     let test = "a_flipped_bit_in_the_structure_of_any_log_is_reported_and_the_rest_delivered";
     flips::flip_structure(test, &images::small(SEED), 8, 1_500);
+}
+
+/// Row 14: every kind of damage to every kind of log, each by its seed.
+#[test]
+fn larger_damage_is_reported_and_the_rest_delivered() {
+    let test = "larger_damage_is_reported_and_the_rest_delivered";
+    let patients = images::patients(SEED);
+    let rounds = Rounds::new(test, 2_000, u64::MAX);
+    let sum = rounds.run("wounds", |round| {
+        let seed = rounds.seed.wrapping_add(round);
+        let patient = &patients[(seed % patients.len() as u64) as usize];
+        let (kind, files) = wounds::wound(patient, seed);
+        let examined = wounds::examine(&patient.image, &files, None);
+        let again = || format!("OUTLAST_TEST_SEED={seed} OUTLAST_TEST_ROUNDS=1");
+        examined
+            .map(|(.., verdict)| verdict)
+            .map_err(|wrong| (again(), format!("{kind:?} of {}: {wrong}", patient.image.name)))
+    });
+    rounds::tell("wounds", rounds.count, u64::MAX, &sum);
 }
