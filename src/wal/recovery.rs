@@ -18,6 +18,7 @@ use super::state::{CheckpointReader, SegmentInfo, State};
 use super::storage::Storage;
 use super::stray;
 use super::{BLOCK, Damage, Lsn, Options};
+use crate::planted::{self, Planted};
 
 /// What an open found.
 #[derive(Clone, Debug)]
@@ -103,30 +104,16 @@ pub(super) fn recover(
         segments.insert(info.number, info);
     }
     let last_acked = walk.state.next_lsn - 1;
-    let uncertain = if walk.lost_end {
-        // Any number of frames may be lost with the end of a segment.
-        u64::from(options.segment_bytes)
-    } else if !walk.clean || walk.begun {
-        // Whether the last frame was acknowledged cannot be told.
-        u64::from(options.frame_bytes.max(options.record_bytes))
-    } else {
-        0
-    };
     // What may have been acknowledged is not used again.
-    walk.state.burn_to(walk.state.next_lsn.saturating_add(uncertain / RECORD_HEADER as u64));
+    walk.state.burn_to(walk.state.next_lsn.saturating_add(walk.uncertain()));
+    if planted::is(Planted::ReuseAckedLsn) {
+        walk.state.next_lsn = last_acked.max(1);
+    }
     let intact = walk.damage.is_empty();
     walk.missing(&segments, &numbers);
     let strays = numbers.iter().copied().filter(|number| intact && !segments.contains_key(number));
     let discard = stray::removable(storage, directory, strays, &numbers);
-    let settled = &walk.state.settled;
-    walk.damage.retain_mut(|damage| {
-        let missed = damage.last_lsn < damage.first_lsn || !settled.contains_range(damage.first_lsn, damage.last_lsn);
-        if !missed {
-            // No message is lost, but the bytes may have held settlements: what they settled is delivered again.
-            damage.last_lsn = damage.first_lsn - 1;
-        }
-        missed || damage.length > 0
-    });
+    walk.forget_settled();
     let next_number = stray::next_number(storage, directory, &numbers, &free);
     Ok(Found {
         recovered: Recovered {
@@ -388,6 +375,34 @@ impl<'a> Walk<'a> {
             }
         }
         offset
+    }
+
+    /// How many LSNs may have been acknowledged beyond the last that is known to be.
+    fn uncertain(&self) -> u64 {
+        let bytes = if self.lost_end {
+            // Any number of frames may be lost with the end of a segment.
+            self.options.segment_bytes
+        } else if !self.clean || self.begun {
+            // Whether the last frame was acknowledged cannot be told.
+            self.options.frame_bytes.max(self.options.record_bytes)
+        } else {
+            0
+        };
+        u64::from(bytes) / RECORD_HEADER as u64
+    }
+
+    /// Nobody misses what is settled. But the bytes may have held settlements, so that what these settled is delivered
+    /// again: that is still told.
+    fn forget_settled(&mut self) {
+        let settled = &self.state.settled;
+        self.damage.retain_mut(|damage| {
+            let none = damage.last_lsn < damage.first_lsn;
+            let missed = none || !settled.contains_range(damage.first_lsn, damage.last_lsn);
+            if !missed {
+                damage.last_lsn = damage.first_lsn - 1;
+            }
+            missed || damage.length > 0
+        });
     }
 
     /// Segments a checkpoint names that are not there.
