@@ -190,7 +190,7 @@ pub fn judge(image: &Image, wound: &Wound, seen: &Seen) -> Result<Verdict, Strin
 }
 
 /// The last LSN of which the log can still know that it was used.
-fn known(image: &Image, wound: &Wound) -> Lsn {
+pub fn known(image: &Image, wound: &Wound) -> Lsn {
     // One frame alone is never taken for nothing, and a file that was cut is seen to be.
     if wound.frames.len() <= 1 || wound.cut.contains(&image.newest()) {
         return image.last_lsn();
@@ -292,7 +292,8 @@ fn ranges(damage: &[Damage]) -> BTreeMap<Lsn, Lsn> {
     merged
 }
 
-fn is_same(written: &Entry, read: &Entry) -> bool {
+/// Whether a record is the one that was written.
+pub fn is_same(written: &Entry, read: &Entry) -> bool {
     let (a, b) = (written.outgoing(), read.outgoing());
     let around = match (written, read) {
         (Entry::Message(_), Entry::Message(_)) => true,

@@ -6,6 +6,9 @@ mod flips;
 mod image;
 mod images;
 mod judge;
+mod lives;
+#[cfg(feature = "planted")]
+mod planted;
 mod rounds;
 mod wounds;
 
@@ -78,4 +81,24 @@ fn larger_damage_is_reported_and_the_rest_delivered() {
             .map_err(|wrong| (again(), format!("{kind:?} of {}: {wrong}", patient.image.name)))
     });
     rounds::tell("wounds", rounds.count, u64::MAX, &sum);
+}
+
+/// A log is damaged, opened, written on, sealed, and opened again.
+#[test]
+fn after_damage_the_log_goes_on_and_loses_nothing_more() {
+    let test = "after_damage_the_log_goes_on_and_loses_nothing_more";
+    let patients = images::patients(SEED);
+    let rounds = Rounds::new(test, 500, u64::MAX);
+    let sum = rounds.run("lives", |round| {
+        let seed = rounds.seed.wrapping_add(round);
+        let patient = &patients[(seed % patients.len() as u64) as usize];
+        let (kind, files) = wounds::wound(patient, seed);
+        let lived = wounds::examine(&patient.image, &files, None).and_then(|(wound, seen, verdict)| {
+            lives::live_on(&patient.image, &files, &wound, &seen, seed)?;
+            Ok(verdict)
+        });
+        let again = || format!("OUTLAST_TEST_SEED={seed} OUTLAST_TEST_ROUNDS=1");
+        lived.map_err(|wrong| (again(), format!("{kind:?} of {}: {wrong}", patient.image.name)))
+    });
+    rounds::tell("lives", rounds.count, u64::MAX, &sum);
 }
