@@ -64,7 +64,8 @@ enum Look {
     Memory(Bytes, SegmentInfo),
     Segment(SegmentInfo),
     Next(SegmentInfo),
-    End,
+    /// Everything durable is behind the cursor: all that is below this LSN.
+    End(Lsn),
 }
 
 impl Reader {
@@ -127,7 +128,11 @@ impl Reader {
     pub fn next(&self, cursor: &mut Cursor) -> Result<Step, ReadError> {
         loop {
             let segment = match self.look(cursor) {
-                Look::End => return Ok(Step::End),
+                Look::End(next_lsn) => {
+                    let gap = self.gap(cursor, cursor.segment, next_lsn, "records at the end of the log are missing");
+                    cursor.next_lsn = cursor.next_lsn.max(next_lsn);
+                    return Ok(gap.map_or(Step::End, Step::Damaged));
+                }
                 Look::Next(segment) => {
                     let gap =
                         self.gap(cursor, segment.number, segment.first_lsn, "records before this segment are missing");
@@ -166,7 +171,7 @@ impl Reader {
                 let file = self.file(&segment).ok().and_then(Result::ok);
                 self.damaged(cursor, &segment, file.as_ref(), reason.to_owned())
             }
-            Look::Next(_) | Look::End => None,
+            Look::Next(_) | Look::End(_) => None,
         }
     }
 
@@ -181,7 +186,8 @@ impl Reader {
             };
         }
         let later = (std::ops::Bound::Excluded(cursor.segment), std::ops::Bound::Unbounded);
-        view.segments.range::<u64, _>(later).next().map_or(Look::End, |(_, segment)| Look::Next(*segment))
+        let next = view.segments.range::<u64, _>(later).next();
+        next.map_or(Look::End(view.state.next_lsn), |(_, segment)| Look::Next(*segment))
     }
 
     /// Reads the frame at the cursor from its file; `None` if it holds no record, or the cursor moved.

@@ -103,6 +103,7 @@ pub(super) fn recover(
         }
         segments.insert(info.number, info);
     }
+    walk.lost_before_begun(&chain);
     let last_acked = walk.state.next_lsn - 1;
     // What may have been acknowledged is not used again.
     walk.state.burn_to(walk.state.next_lsn.saturating_add(walk.uncertain()));
@@ -148,8 +149,8 @@ struct Walk<'a> {
     clean: bool,
     /// The most that a frame of the segment at hand knew to be synced.
     synced_end: u32,
-    /// A segment was begun behind the last good one.
-    begun: bool,
+    /// A segment was begun behind the last good one: the last LSN that was acknowledged before it.
+    begun: Option<Lsn>,
     /// The end of the log is lost, and how much it held is not known.
     lost_end: bool,
 }
@@ -168,7 +169,7 @@ impl<'a> Walk<'a> {
             incarnation: None,
             clean: true,
             synced_end: 0,
-            begun: false,
+            begun: None,
             lost_end: false,
         }
     }
@@ -188,7 +189,7 @@ impl<'a> Walk<'a> {
                     self.damage.push(Damage { segment, offset: 0, length: 0, first_lsn: 1, last_lsn: 0, reason });
                     self.lost_end = true;
                 }
-                self.begun |= loaded.header.is_some();
+                self.begun = self.begun.max(loaded.header.map(|header| header.last_acked));
                 continue;
             }
             let whole = loaded.checkpoint.is_some();
@@ -307,11 +308,11 @@ impl<'a> Walk<'a> {
             let (first_lsn, last_lsn) = (self.state.next_lsn, next.header.durable_lsn.min(next.header.first_lsn - 1));
             let (segment, length, reason) = (file.number, next.header.offset - offset, bad.to_string());
             let damage = Damage { segment, offset, length, first_lsn, last_lsn, reason };
-            let is_lost = last_lsn >= first_lsn;
-            if is_lost {
-                self.damage.push(damage)
-            } else {
-                self.doubtful.push(damage)
+            if last_lsn >= first_lsn {
+                self.damage.push(damage);
+            } else if start.is_some() || offset > BLOCK {
+                // What stands at the beginning is told of by itself.
+                self.doubtful.push(damage);
             }
             self.state.next_lsn = first_lsn.max(last_lsn + 1);
             offset = next.header.offset;
@@ -377,12 +378,21 @@ impl<'a> Walk<'a> {
         offset
     }
 
+    /// The header of a segment that was begun tells what had been acknowledged, be there nothing else in it.
+    fn lost_before_begun(&mut self, chain: &[Loaded]) {
+        let Some(last_lsn) = self.begun.filter(|&last| last >= self.state.next_lsn) else { return };
+        let (segment, first_lsn) = (chain.last().map_or(0, |last| last.file.number), self.state.next_lsn);
+        let reason = "records before the newest segment are missing".to_owned();
+        self.damage.push(Damage { segment, offset: 0, length: 0, first_lsn, last_lsn, reason });
+        self.state.next_lsn = last_lsn + 1;
+    }
+
     /// How many LSNs may have been acknowledged beyond the last that is known to be.
     fn uncertain(&self) -> u64 {
         let bytes = if self.lost_end {
             // Any number of frames may be lost with the end of a segment.
             self.options.segment_bytes
-        } else if !self.clean || self.begun {
+        } else if !self.clean || self.begun.is_some() {
             // Whether the last frame was acknowledged cannot be told.
             self.options.frame_bytes.max(self.options.record_bytes)
         } else {

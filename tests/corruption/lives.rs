@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use outlast::internals::wal::{
-    Entry, EntryRef, Lsn, Mark, ModelStorage, Operation, Options, Settled, Step, Stepper, Turn, Wal,
+    Entry, EntryRef, Lsn, Mark, ModelStorage, Operation, Options, RangeSet, Settled, Step, Stepper, Turn, Wal,
 };
 use outlast::{Message, MessageId, Outgoing, Route};
 
@@ -24,13 +24,14 @@ pub fn live_on(image: &Image, files: &Files, wound: &Wound, seen: &Seen, seed: u
     let mut expected: BTreeMap<Lsn, Entry> =
         seen.pending.iter().map(|record| (record.lsn, record.body.clone())).collect();
     {
-        let (wal, mut stepper, from) = open(&storage, &options)?;
-        set_aside(&wal, from)?;
+        let (wal, mut stepper, mut settled) = open(&storage, &options)?;
+        set_aside(&wal, &mut settled)?;
         let mut now = Instant::now();
         for number in 0..MORE {
             let entry = Entry::Message(another(number));
-            let EntryRef::Message(message) = entry_ref(&entry) else { return Err("no message".to_owned()) };
-            let lsn = wal.append(EntryRef::Message(message), |outcome| drop(outcome.expect("taken")));
+            let lsn = wal.append(EntryRef::Message(entry.outgoing()), |outcome| {
+                outcome.expect("taken");
+            });
             if lsn <= judge::known(image, wound) || expected.insert(lsn, entry).is_some() {
                 return Err(format!("LSN {lsn} is given out a second time"));
             }
@@ -59,30 +60,26 @@ pub fn live_on(image: &Image, files: &Files, wound: &Wound, seen: &Seen, seed: u
     other.map_or(Ok(()), |record| Err(format!("{} has other contents after another restart", record.lsn)))
 }
 
-fn entry_ref(entry: &Entry) -> EntryRef<'_> {
-    match entry {
-        Entry::Message(outgoing) => EntryRef::Message(outgoing),
-        Entry::Dead(dead) => EntryRef::Dead(dead),
-    }
-}
-
-fn open(storage: &ModelStorage, options: &Options) -> Result<(Wal, Stepper, Lsn), String> {
+fn open(storage: &ModelStorage, options: &Options) -> Result<(Wal, Stepper, RangeSet), String> {
     let opened = Wal::open_stepped(Arc::new(storage.clone()), Path::new(DIRECTORY), options.clone());
     let (wal, recovered, stepper) = opened.map_err(|error| format!("it does not open: {error}"))?;
-    Ok((wal, stepper, recovered.state.settled.prefix() + 1))
+    Ok((wal, stepper, recovered.state.settled))
 }
 
 /// Settles what the reader cannot read, as the outbox does.
-fn set_aside(wal: &Wal, from: Lsn) -> Result<(), String> {
+fn set_aside(wal: &Wal, settled: &mut RangeSet) -> Result<(), String> {
     let reader = wal.reader();
-    let mut cursor = reader.seek(from, None).map_err(|error| error.to_string())?;
+    let mut cursor = reader.seek(settled.prefix() + 1, None).map_err(|error| error.to_string())?;
     loop {
         match reader.next(&mut cursor).map_err(|error| error.to_string())? {
-            Step::Damaged(lost) if lost.last_lsn >= from => {
-                let ranges = vec![(lost.first_lsn.max(from), lost.last_lsn)];
-                wal.settle(Settled { mark: Mark::Damaged, ranges, totals: Vec::new() });
+            Step::Damaged(lost) => {
+                let ranges = settled.missing(lost.first_lsn, lost.last_lsn);
+                settled.insert(lost.first_lsn, lost.last_lsn);
+                if !ranges.is_empty() {
+                    wal.settle(Settled { mark: Mark::Damaged, ranges, totals: Vec::new() });
+                }
             }
-            Step::Damaged(_) | Step::Frame { .. } => {}
+            Step::Frame { .. } => {}
             Step::End => return Ok(()),
         }
     }
