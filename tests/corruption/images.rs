@@ -87,10 +87,15 @@ pub fn opened(seed: u64) -> Image {
 /// Segments recycled many times, so that stale frames of earlier lives lie behind the live ones; restarts, and a segment
 /// whose sync failed; a backlog that pins the oldest.
 pub fn recycled(seed: u64) -> Image {
-    recycled_by(OURS, seed)
+    recycled_by(OURS, seed, true)
 }
 
-fn recycled_by(outbox: [u8; 16], seed: u64) -> Image {
+/// The same in one life: nothing but recycling happened to it.
+pub fn worn(seed: u64) -> Image {
+    recycled_by(OURS, seed, false)
+}
+
+fn recycled_by(outbox: [u8; 16], seed: u64, restarts: bool) -> Image {
     let options = Options { max_segments: 6, outbox, ..sealing(64 << 10) };
     let mut writer = Writer::new("recycled", seed, options);
     let mut next = 1;
@@ -103,10 +108,10 @@ fn recycled_by(outbox: [u8; 16], seed: u64) -> Image {
         writer.settle((1..next.saturating_sub(keep)).filter(|lsn| !lsn.is_multiple_of(61) || *lsn + 130 < next));
         let wait = writer.rng.u64(..1_500);
         writer.run(wait);
-        if round % 37 == 0 {
+        if restarts && round % 37 == 0 {
             writer.restart();
         }
-        if round == 90 || round == 112 {
+        if restarts && (round == 90 || round == 112) {
             writer.fail_next_sync();
         }
     }
@@ -151,6 +156,6 @@ pub fn small(seed: u64) -> Vec<Image> {
 
 /// The same, each with segments of another outbox.
 pub fn patients(seed: u64) -> Vec<Patient> {
-    let foreign = recycled_by(FOREIGN, seed + 1).files;
+    let foreign = recycled_by(FOREIGN, seed + 1, true).files;
     small(seed).into_iter().map(|image| Patient { image, foreign: foreign.clone() }).collect()
 }

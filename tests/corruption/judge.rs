@@ -228,6 +228,9 @@ fn said(image: &Image, wound: &Wound, seen: &Seen) -> Result<(), String> {
     }
     let newest = image.newest();
     let start = image.segments[&newest].start;
+    if wound.cut.contains(&newest) && seen.reported.is_empty() {
+        return Err("the newest segment is shorter than it was made, and that is not reported".to_owned());
+    }
     for &at in &wound.frames {
         let frame = &image.frames[at];
         let matters = frame.segment == newest && frame.kind == 0 && wound.is_covered(image, at);

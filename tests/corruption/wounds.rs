@@ -80,6 +80,15 @@ pub fn wound(patient: &Patient, seed: u64) -> (Kind, Files) {
     (kind, files)
 }
 
+/// Parts of what a segment held earlier are in its place again.
+pub fn restored(image: &Image, seed: u64) -> Files {
+    let mut rng = fastrand::Rng::with_seed(seed);
+    let mut files = image.files.clone();
+    let numbers: Vec<u64> = image.segments.keys().copied().collect();
+    restore(image, &mut files, &segment_path(numbers[rng.usize(..numbers.len())]), &mut rng);
+    files
+}
+
 fn apply(patient: &Patient, kind: Kind, files: &mut Files, rng: &mut fastrand::Rng) {
     let numbers: Vec<u64> = patient.image.segments.keys().copied().collect();
     let mut any = || segment_path(numbers[rng.usize(..numbers.len())]);
@@ -121,7 +130,7 @@ fn apply(patient: &Patient, kind: Kind, files: &mut Files, rng: &mut fastrand::R
                 files.insert(one, Arc::clone(bytes));
             }
         }
-        Kind::Stale => restore(patient, files, &one, rng),
+        Kind::Stale => restore(&patient.image, files, &one, rng),
         Kind::TwoBits => {
             for path in [one, other] {
                 flip(files, &path, rng);
@@ -171,8 +180,8 @@ fn over(
 }
 
 /// Puts parts of what a file held in an earlier life back in its place.
-fn restore(patient: &Patient, files: &mut Files, path: &PathBuf, rng: &mut fastrand::Rng) {
-    let earlier = &patient.image.earlier;
+fn restore(image: &Image, files: &mut Files, path: &PathBuf, rng: &mut fastrand::Rng) {
+    let earlier = &image.earlier;
     if earlier.is_empty() {
         return;
     }
