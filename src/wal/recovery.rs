@@ -7,6 +7,7 @@
 //! the durable LSN or the synced end in a later frame. Then it is damage: reported, with the LSNs that are lost.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 
 use super::error::{DecodeError, WalError};
@@ -237,11 +238,15 @@ impl<'a> Walk<'a> {
             Some(header) => checkpoint(&file, header).map_err(WalError::io("read", &path))?,
             None => None,
         };
+        let next_good = |from| {
+            let found = file.next_good(from, file.limit).map_err(WalError::io("read", &path))?;
+            Ok::<_, WalError>(found.map(|frame| frame.header))
+        };
         let first = match &checkpoint {
-            None => file.next_good(BLOCK, file.limit).map(|frame| frame.header),
+            None => next_good(BLOCK)?,
             Some((_, _, start)) => {
                 // A checkpoint without the frame that came with it was never acknowledged.
-                let first = file.next_good(*start, file.limit).map(|frame| frame.header);
+                let first = next_good(*start)?;
                 if first.is_none() && !short {
                     return Ok(Loaded { file, header, checkpoint: None, first: None, short, misplaced });
                 }
@@ -300,8 +305,10 @@ impl<'a> Walk<'a> {
                 }
                 Err(error) => error,
             };
-            let Some(next) = file.next_good(offset + BLOCK, file.limit) else {
-                end = end.max(self.end(loaded, offset, later, &bad));
+            let next = file.next_good(offset + BLOCK, file.limit).map_err(WalError::io("read", &path))?;
+            let Some(next) = next else {
+                let behind = self.end(loaded, offset, later, &bad).map_err(WalError::io("read", &path))?;
+                end = end.max(behind);
                 break;
             };
             // Frames before `next` that it, or one behind it, knows to have been synced are damaged; others were torn.
@@ -352,7 +359,7 @@ impl<'a> Walk<'a> {
 
     /// Nothing good follows: the end, a torn write, or damage that a later segment tells of. Returns where what is to be
     /// read ends: behind the damage, so that the reader comes across it.
-    fn end(&mut self, loaded: &Loaded, offset: u32, later: Option<&FrameHeader>, bad: &DecodeError) -> u32 {
+    fn end(&mut self, loaded: &Loaded, offset: u32, later: Option<&FrameHeader>, bad: &DecodeError) -> io::Result<u32> {
         let file = &loaded.file;
         let (segment, first_lsn) = (file.number, self.state.next_lsn);
         let covered = later.map_or(0, |later| later.durable_lsn.min(later.first_lsn - 1));
@@ -363,19 +370,19 @@ impl<'a> Walk<'a> {
             self.damage.push(Damage { segment, offset, length, first_lsn, last_lsn, reason });
             self.state.next_lsn = last_lsn + 1;
             self.lost_end |= later.is_none();
-            return if covered >= first_lsn { file.limit } else { offset };
+            return Ok(if covered >= first_lsn { file.limit } else { offset });
         }
         if later.is_none() {
-            if let Ok(Ok(header)) = file.frame_header(offset) {
+            if let Ok(header) = file.frame_header(offset)? {
                 self.torn_bytes += u64::from(header.length());
                 self.clean = false;
-            } else if file.resembles_frame(offset) {
+            } else if file.resembles_frame(offset)? {
                 // A header is written whole or not at all: this one was, and so perhaps was what it stood for.
                 self.torn_bytes += u64::from(BLOCK);
                 self.clean = false;
             }
         }
-        offset
+        Ok(offset)
     }
 
     /// The header of a segment that was begun tells what had been acknowledged, be there nothing else in it.
@@ -428,7 +435,7 @@ impl<'a> Walk<'a> {
 }
 
 /// The checkpoint at the beginning of a segment, and where groups begin; `None` if a part of it is damaged.
-fn checkpoint(file: &SegmentFile, header: &SegmentHeader) -> std::io::Result<Option<(State, Vec<SegmentInfo>, u32)>> {
+fn checkpoint(file: &SegmentFile, header: &SegmentHeader) -> io::Result<Option<(State, Vec<SegmentInfo>, u32)>> {
     let mut reader = CheckpointReader::default();
     let mut offset = BLOCK;
     while offset < header.start {

@@ -53,14 +53,14 @@ impl SegmentFile {
 
     /// Whether a frame of this segment begins at an offset, be its header ever so little damaged. One of an earlier life
     /// has another number and another salt; one of another place is whole there.
-    pub fn resembles_frame(&self, offset: u32) -> bool {
+    pub fn resembles_frame(&self, offset: u32) -> io::Result<bool> {
         let mut raw = [0; FRAME_HEADER];
-        let read = self.file.read_at(&mut raw, u64::from(offset)).unwrap_or_default();
+        let read = self.file.read_at(&mut raw, u64::from(offset))?;
         let salt = self.salt.unwrap_or_default();
         let signs = [(0, &frame::MAGIC[..]), (8, &self.number.to_le_bytes()), (16, &salt.to_le_bytes())];
         let resembles = signs.iter().filter(|(at, sign)| raw[*at..].starts_with(sign)).count() >= 2;
         let elsewhere = Identity { offset: frame::stated_offset(&raw), ..self.identity(offset) };
-        read == FRAME_HEADER && resembles && FrameHeader::decode(&raw, &elsewhere).is_err()
+        Ok(read == FRAME_HEADER && resembles && FrameHeader::decode(&raw, &elsewhere).is_err())
     }
 
     /// The frame at an offset, its checksums and its records checked.
@@ -85,17 +85,18 @@ impl SegmentFile {
         Ok(decoded.map(|()| Frame { header, bytes }))
     }
 
-    /// The first good frame that begins at or after `from` and before `end`. Blocks that cannot be read are passed over.
-    pub fn next_good(&self, from: u32, end: u32) -> Option<Frame> {
+    /// The first good frame that begins at or after `from` and before `end`. A block that the system cannot read is an
+    /// error: nobody knows what is in it, so nothing may be concluded from what was not found.
+    pub fn next_good(&self, from: u32, end: u32) -> io::Result<Option<Frame>> {
         let mut offset = round_up(u64::from(from)) as u32;
         while offset < end {
-            if let Ok(Ok(_)) = self.frame_header(offset)
-                && let Ok(Ok(frame)) = self.frame(offset)
+            if self.frame_header(offset)?.is_ok()
+                && let Ok(frame) = self.frame(offset)?
             {
-                return Some(frame);
+                return Ok(Some(frame));
             }
             offset = offset.saturating_add(BLOCK);
         }
-        None
+        Ok(None)
     }
 }
