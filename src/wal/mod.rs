@@ -41,6 +41,7 @@ mod shared;
 mod space;
 mod state;
 mod storage;
+mod stray;
 #[cfg(test)]
 mod tests;
 
