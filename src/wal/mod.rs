@@ -25,6 +25,8 @@ mod log;
 #[cfg(any(test, feature = "testing"))]
 mod model;
 mod options;
+#[cfg(any(test, feature = "testing"))]
+pub mod probe;
 #[cfg(test)]
 mod protocol_tests;
 mod queue;
