@@ -179,7 +179,7 @@ fn rows(add: Add<'_>) {
 fn texts(add: Add<'_>) {
     let identity = encode_identity(&OUTBOX);
     add("identity", "whole", identity.clone().into_bytes());
-    add("identity", "one-line", identity[identity.len() / 2..].as_bytes().to_vec());
+    add("identity", "one-line", identity.as_bytes()[identity.len() / 2..].to_vec());
     add("identity", "damaged", identity.replacen("outlast", "outlasx", 1).into_bytes());
     let blocked = || Some(Blocked { reason: "topic unknown".into(), since: 1_795_168_980_000 });
     let route = RouteStatus {

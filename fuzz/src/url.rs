@@ -14,8 +14,13 @@ pub fn run(data: &[u8]) {
     }
     // The first half stands before the password, the second behind it: `redis://user:` + secret + `@host:port/…`.
     let Some((before, behind)) = text.split_once('\n') else { return };
-    let user_ends = before.rfind("://").map_or(before, |at| &before[at + 3..]).contains(':');
-    if !user_ends || before.contains(SECRET) || behind.contains(SECRET) || !behind.contains('@') {
+    let user = before.rfind("://").map_or(before, |at| &before[at + 3..]);
+    if !user.contains(':')
+        || user.contains(['/', '?', '['])
+        || before.contains(SECRET)
+        || behind.contains(SECRET)
+        || !behind.contains('@')
+    {
         return;
     }
     let url = format!("{before}{SECRET}{behind}");

@@ -40,5 +40,5 @@ pub fn count(paths: &Paths) -> u64 {
         let (first, last): (u64, u64) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
         Some(last.saturating_add(1).saturating_sub(first))
     };
-    entries.flatten().filter_map(|entry| lost(entry.file_name().to_str()?)).sum()
+    entries.flatten().filter_map(|entry| lost(entry.file_name().to_str()?)).fold(0, u64::saturating_add)
 }

@@ -255,9 +255,8 @@ impl Outbox {
             return;
         }
         let mut settling = self.lock_settling();
-        let count = (damage.first_lsn..=damage.last_lsn).filter(|lsn| !settling.set().contains(*lsn)).count();
-        self.set_aside.fetch_add(count as u64, Ordering::Relaxed);
-        let settled = settling.give_up(damage.first_lsn, damage.last_lsn);
+        let (settled, count) = settling.give_up(damage.first_lsn, damage.last_lsn);
+        self.set_aside.fetch_add(count, Ordering::Relaxed);
         self.wal.settle(settled);
     }
 

@@ -66,10 +66,10 @@ impl Settling {
         true
     }
 
-    /// Settles what cannot be read, or was never there.
-    pub fn give_up(&mut self, first: Lsn, last: Lsn) -> Settled {
-        self.settled.insert(first, last);
-        Settled { mark: Mark::Damaged, ranges: vec![(first, last)], totals: Vec::new() }
+    /// Settles what cannot be read, or was never there; with it how many of them were not settled before.
+    pub fn give_up(&mut self, first: Lsn, last: Lsn) -> (Settled, u64) {
+        let count = self.settled.insert(first, last);
+        (Settled { mark: Mark::Damaged, ranges: vec![(first, last)], totals: Vec::new() }, count)
     }
 
     /// Settlements that the log has not been told of.

@@ -223,7 +223,7 @@ impl<'a> Walk<'a> {
             Ok(header) if header.number == number => Some(header),
             Ok(_) => None,
             Err(DecodeError::Newer { found, .. }) => {
-                return Err(WalError::NewerFormat { path, found, known: u64::from(super::frame::VERSION) });
+                return Err(newer(path, found));
             }
             Err(_) => None,
         };
@@ -303,6 +303,7 @@ impl<'a> Walk<'a> {
                     end = offset;
                     continue;
                 }
+                Err(DecodeError::Newer { found, .. }) => return Err(newer(path, found)),
                 Err(error) => error,
             };
             let Some(next) = file.next_good(offset + BLOCK, file.limit) else {
@@ -335,7 +336,7 @@ impl<'a> Walk<'a> {
             // The checksum holds, so it was written like this, by a later release.
             let path = segment::path(self.directory, segment);
             tracing::error!(%error, path = %path.display(), "a frame with a good checksum cannot be read");
-            return Err(WalError::NewerFormat { path, found: 0, known: u64::from(super::frame::VERSION) });
+            return Err(newer(path, 0));
         }
         Ok(())
     }
@@ -386,6 +387,11 @@ impl<'a> Walk<'a> {
             }
         }
     }
+}
+
+/// What a later release wrote is neither damaged nor torn: it is there, and this release cannot read it.
+fn newer(path: PathBuf, found: u64) -> WalError {
+    WalError::NewerFormat { path, found, known: u64::from(super::frame::VERSION) }
 }
 
 /// The checkpoint at the beginning of a segment, and where groups begin; `None` if a part of it is damaged.

@@ -63,7 +63,17 @@ impl SegmentFile {
         };
         let length = header.length() as usize;
         if length > bytes.len() {
-            // The header's checksum holds and the length is within the segment: it may be allocated.
+            // What a segment says of its own length is no reason to allocate it.
+            let left = self.file.length()?.saturating_sub(u64::from(offset));
+            if length as u64 > left {
+                let (what, offset, needed) = ("frame body", FRAME_HEADER, u64::from(header.body_length));
+                return Ok(Err(DecodeError::Short {
+                    what,
+                    offset,
+                    needed,
+                    left: left.saturating_sub(FRAME_HEADER as u64),
+                }));
+            }
             let have = bytes.len();
             bytes.resize(length, 0);
             let read = self.file.read_at(&mut bytes[have..], u64::from(offset) + have as u64)?;
