@@ -85,6 +85,9 @@ impl SegmentFile {
 
     /// The first good frame that begins at or after `from` and before `end`. Blocks that cannot be read are passed over.
     pub fn next_good(&self, from: u32, end: u32) -> Option<Frame> {
+        // A segment may say that it is much longer than its file.
+        let length = self.file.length().map_or(u32::MAX, |length| u32::try_from(length).unwrap_or(u32::MAX));
+        let end = end.min(length);
         let mut offset = round_up(u64::from(from)) as u32;
         while offset < end {
             if let Ok(Ok(_)) = self.frame_header(offset)
