@@ -36,6 +36,8 @@ pub fn all() -> Vec<(&'static str, String, Vec<u8>)> {
     for (number, bytes) in &all {
         add("segment", &format!("placed-{number}"), [&[0, 1][..], &piece(bytes, 5)].concat());
     }
+    let (_, first) = all.first().expect("a segment");
+    add("segment", "long-frame", [&[0, 1][..], &long_frame(piece(first, 1))].concat());
     for (name, mode, flags) in [("killed", 0u8, 1u8), ("power-cut", 1, 5), ("cut", 0, 3)] {
         add("log", name, files(mode, &all, flags));
     }
@@ -121,6 +123,15 @@ fn piece(segment: &[u8], flags: u8) -> Vec<u8> {
         piece.extend_from_slice(&(part.len() as u16).to_le_bytes());
         piece.extend_from_slice(part);
     }
+    piece
+}
+
+/// The segment says that it is 1 GiB long, and its first group that it is half of that: it was allocated.
+fn long_frame(mut piece: Vec<u8>) -> Vec<u8> {
+    // Behind flags, count, gap and length.
+    piece[5 + 12..5 + 16].copy_from_slice(&(1u32 << 30).to_le_bytes());
+    let group = piece.windows(6).position(|bytes| bytes == b"OLFR\x01\0").expect("a group");
+    piece[group + 64..group + 68].copy_from_slice(&(1u32 << 29).to_le_bytes());
     piece
 }
 

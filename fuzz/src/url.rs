@@ -16,7 +16,7 @@ pub fn run(data: &[u8]) {
     let Some((before, behind)) = text.split_once('\n') else { return };
     let user = before.rfind("://").map_or(before, |at| &before[at + 3..]);
     if !user.contains(':')
-        || user.contains(['/', '?', '[', ','])
+        || user.contains(['/', '?', '[', ',', '@'])
         || before.contains(SECRET)
         || behind.contains(SECRET)
         || !behind.contains('@')

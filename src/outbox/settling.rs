@@ -93,6 +93,15 @@ impl Settling {
 mod tests {
     use super::*;
 
+    /// Damage may name more LSNs than can be walked: they were counted one by one, for ever.
+    #[test]
+    fn what_is_given_up_is_counted_as_a_range() {
+        let mut settling = Settling::recovered(RangeSet::up_to(5));
+        let (settled, count) = settling.give_up(4, 1 << 62);
+        assert_eq!((settled.ranges, count), (vec![(4, 1 << 62)], (1 << 62) - 5));
+        assert_eq!(settling.give_up(4, 9).1, 0);
+    }
+
     #[test]
     fn settlements_reach_the_log_once_as_ranges_with_their_totals() {
         let route = Route { transport: "t".into(), destination: "d".into() };

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::codec::Input;
 use super::error::DecodeError;
 use super::{DeadLetter, EntryRef, Lsn};
-use crate::config::MAX_HEADERS;
+use crate::config::{MAX_FIELDS, MAX_HEADERS};
 use crate::message::{Body, Header, Lane, Message, MessageId, Outgoing, Route};
 
 /// Bytes of a record's header: tag, flags, length.
@@ -289,7 +289,7 @@ impl<'a> Metadata<'a> {
             PAYLOAD => (Shape::Payload, payload_length),
             TOMBSTONE => (Shape::Tombstone, 0),
             FIELDS => {
-                let fields: Vec<(u64, u64)> = self.list(2, u64::MAX)?;
+                let fields: Vec<(u64, u64)> = self.list(2, MAX_FIELDS as u64)?;
                 let length = fields.iter().fold(0u64, |sum, (k, v)| sum.saturating_add(*k).saturating_add(*v));
                 (Shape::Fields(fields), length)
             }

@@ -406,5 +406,5 @@ fn checkpoint(file: &SegmentFile, header: &SegmentHeader) -> std::io::Result<Opt
             Ok(_) | Err(_) => return Ok(None),
         }
     }
-    Ok(reader.finish(header.first_lsn).map(|(state, segments)| (state, segments, header.start)))
+    Ok(reader.finish(header.number, header.first_lsn).map(|(state, segments)| (state, segments, header.start)))
 }
