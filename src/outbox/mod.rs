@@ -15,6 +15,8 @@ mod identity;
 pub mod ledger;
 mod lock;
 mod open;
+#[cfg(feature = "testing")]
+pub mod probe;
 mod scan;
 mod settling;
 mod sizes;

@@ -110,6 +110,15 @@ mod tests {
         assert_eq!(settling.give_up(4, 9), None);
     }
 
+    /// Damage may name more LSNs than can be walked: they were counted one by one, for ever.
+    #[test]
+    fn what_is_given_up_is_counted_as_a_range() {
+        let mut settling = Settling::recovered(RangeSet::up_to(5));
+        let given_up = settling.give_up(4, 1 << 62).expect("some of it is pending");
+        assert_eq!(given_up.ranges, [(6, 1 << 62)]);
+        assert_eq!(settling.give_up(4, 9), None);
+    }
+
     #[test]
     fn settlements_reach_the_log_once_as_ranges_with_their_totals() {
         let route = Route { transport: "t".into(), destination: "d".into() };
