@@ -15,6 +15,8 @@ mod identity;
 pub mod ledger;
 mod lock;
 mod open;
+#[cfg(feature = "testing")]
+pub mod probe;
 mod scan;
 mod settling;
 mod sizes;
@@ -263,10 +265,11 @@ impl Outbox {
             return;
         }
         let mut settling = self.lock_settling();
-        let count = (damage.first_lsn..=damage.last_lsn).filter(|lsn| !settling.set().contains(*lsn)).count();
-        self.set_aside.fetch_add(count as u64, Ordering::Relaxed);
-        let settled = settling.give_up(damage.first_lsn, damage.last_lsn);
-        self.wal.settle(settled);
+        if let Some(settled) = settling.give_up(damage.first_lsn, damage.last_lsn) {
+            let count: u64 = settled.ranges.iter().map(|(first, last)| last - first + 1).sum();
+            self.set_aside.fetch_add(count, Ordering::Relaxed);
+            self.wal.settle(settled);
+        }
     }
 
     /// Counts and reasons.
