@@ -24,6 +24,8 @@ const MESSAGES: u64 = 50;
 const POISON: u64 = 23;
 /// What the script may take to get over a sync that failed once.
 const RECOVERY: Duration = Duration::from_secs(10);
+/// For good or once; with a second life before the power cut or without.
+const MODES: [(bool, bool); 4] = [(false, false), (true, true), (true, false), (false, true)];
 /// Runs side by side: each mostly waits.
 const ABREAST: usize = 6;
 
@@ -196,7 +198,7 @@ fn run(run: &Run) -> Ran {
     live(notes.path(), &disk, "last", "");
     disk.unmount();
     let verdict = judge(notes.path());
-    verdict.assert_clean(&format!("{run:?}"));
+    verdict.assert_clean(&format!("OUTLAST_TEST_SITE='{}', {run:?}", run.site));
     let refused = std::fs::read_to_string(notes.path().join("refused")).map_or(0, |text| text.lines().count());
     Ran { reached, acked: verdict.acked, refused }
 }
@@ -263,27 +265,36 @@ fn sites() -> Vec<(String, usize)> {
     sites
 }
 
+/// Each sync fails once and for good, with and without a second life: in the short form by turns, else all of it, so many
+/// times. `OUTLAST_TEST_SITE` picks one site.
+fn runs_at(sites: &[(String, usize)]) -> Vec<Run> {
+    let picked = std::env::var("OUTLAST_TEST_SITE").ok();
+    let rounds = setting("OUTLAST_TEST_ROUNDS", 0);
+    let mut runs = Vec::new();
+    for (site, count) in sites.iter().filter(|(site, _)| picked.as_ref().is_none_or(|picked| picked == site)) {
+        for (skip, for_good, again) in (0..*count).flat_map(|skip| MODES.map(|(good, again)| (skip, good, again))) {
+            let run = Run { site: site.clone(), skip, for_good, again };
+            match rounds {
+                0 if (skip % 2 == 0) == (for_good == again) => runs.push(run),
+                0 => {}
+                _ => runs.extend(std::iter::repeat_n(run, rounds as usize)),
+            }
+        }
+    }
+    runs
+}
+
 #[test]
 fn no_ok_for_what_a_failed_sync_was_to_make_durable() {
     let begun = Instant::now();
     let sites = sites();
     println!("{sites:?}");
-    let each = |&(for_good, again): &(bool, bool)| {
-        let runs = |(site, count): &(String, usize)| {
-            let site = site.clone();
-            (0..*count).map(move |skip| Run { site: site.clone(), skip, for_good, again })
-        };
-        sites.iter().flat_map(runs).collect::<Vec<_>>()
-    };
-    let modes = [(false, false), (true, false), (false, true), (true, true)];
-    let mut runs: Vec<Run> = modes.iter().flat_map(each).collect();
-    runs.truncate(setting("OUTLAST_TEST_ROUNDS", u64::MAX) as usize);
+    let runs = runs_at(&sites);
     let [next, reached, acked, refused] = [const { AtomicUsize::new(0) }; 4];
     std::thread::scope(|scope| {
         for _ in 0..ABREAST {
             scope.spawn(|| {
                 while let Some(one) = runs.get(next.fetch_add(1, Ordering::AcqRel)) {
-                    println!("{one:?}");
                     let ran = run(one);
                     reached.fetch_add(usize::from(ran.reached), Ordering::AcqRel);
                     acked.fetch_add(ran.acked, Ordering::AcqRel);
