@@ -73,17 +73,18 @@ impl SegmentFile {
         Ok(decoded.map(|()| Frame { header, bytes }))
     }
 
-    /// The first good frame that begins at or after `from` and before `end`. Blocks that cannot be read are passed over.
-    pub fn next_good(&self, from: u32, end: u32) -> Option<Frame> {
+    /// The first good frame that begins at or after `from` and before `end`. A block that the system cannot read is an
+    /// error: nobody knows what is in it, so nothing may be concluded from what was not found.
+    pub fn next_good(&self, from: u32, end: u32) -> io::Result<Option<Frame>> {
         let mut offset = round_up(u64::from(from)) as u32;
         while offset < end {
-            if let Ok(Ok(_)) = self.frame_header(offset)
-                && let Ok(Ok(frame)) = self.frame(offset)
+            if self.frame_header(offset)?.is_ok()
+                && let Ok(frame) = self.frame(offset)?
             {
-                return Some(frame);
+                return Ok(Some(frame));
             }
             offset = offset.saturating_add(BLOCK);
         }
-        None
+        Ok(None)
     }
 }
