@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use outlast::testing::Broker;
+use outlast::transport::Class;
 use outlast::{Config, Mode, Producer, Receipt, RouteConfig, SendErrorKind, admin};
 
 use crate::children::{Running, wait_to_be_told};
 use crate::disk::{Disk, Faults, Image, Loss, Rule};
-use crate::oracle::{A_LIFE, AHEAD, LONE, Lines, broker, judge, message};
+use crate::oracle::{A_LIFE, AHEAD, HELD, LONE, Lines, broker, judge, message};
 use crate::shows::{LONG, builder_from, setting};
 
 /// Exit code of a life that could not open its outbox: right, if a sync failed in it.
@@ -90,9 +91,10 @@ impl<'a> Sender<'a> {
     }
 }
 
-/// Sends directly and ahead, through an outage, over several segments, with one message that becomes a dead letter.
+/// Sends directly, ahead and to a route that holds everything, through an outage, over several segments, with one message that becomes a dead letter.
 fn first(notes: &Path, disk: &Path, for_good: bool) {
     let broker = picky_broker(notes);
+    broker.reject(HELD, Class::Hold);
     let producer = open(disk, &broker);
     let mut sender = Sender::new(&producer, notes);
     let thirds = MESSAGES / 3;
