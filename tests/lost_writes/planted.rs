@@ -27,7 +27,7 @@ fn is_caught(fault: &str, test: &str, environment: &[(&str, &str)], reasons: &[&
 const POWER_CUT: &str = "power_cut::what_was_acknowledged_survives_the_loss_of_unsynced_writes";
 const FAILED_SYNC: &str = "failed_sync::no_ok_for_what_a_failed_sync_was_to_make_durable";
 /// Power cuts that are enough, from a seed that is always the same.
-const CUTS: [(&str, &str); 2] = [("OUTLAST_TEST_ROUNDS", "40"), ("OUTLAST_TEST_SEED", "1")];
+const CUTS: [(&str, &str); 2] = [("OUTLAST_TEST_ROUNDS", "60"), ("OUTLAST_TEST_SEED", "1")];
 
 #[test]
 fn planted_ack_before_sync_is_caught() {

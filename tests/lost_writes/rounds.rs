@@ -18,7 +18,7 @@ pub const LIVES: u64 = 5;
 const ABREAST: usize = 4;
 
 /// What a sync takes in a life, in milliseconds: on a disk that is too fast nothing happens between a write and its sync.
-const SYNCS: [u64; 4] = [0, 1, 2, 5];
+const SYNCS: [u64; 4] = [0, 1, 3, 10];
 
 /// How lives end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +47,7 @@ fn start(life: &Life) -> Running {
 /// the process does between the cut and its death is none of the disk's business, and what it acknowledges there does not
 /// count.
 fn live_and_die(life: &Life, disk: &Disk, cut: bool, rng: &mut Rng) -> Result<Option<Image>, String> {
-    let (while_sending, delay) = (rng.u8(..3) > 0, Duration::from_micros(rng.u64(..40_000)));
+    let (while_sending, delay) = (rng.u8(..3) > 0, Duration::from_micros(rng.u64(..60_000)));
     disk.set(Faults { delay: Duration::from_millis(*rng.choice(&SYNCS).unwrap_or(&0)), ..Faults::default() });
     let mut child = start(life);
     if while_sending {

@@ -92,8 +92,14 @@ async fn on_one_thread(disk: &Path, broker: &Broker) {
     let mut lone = LONE.map(message);
     let mut next = || lone.next().expect("enough of them");
 
-    // A direct send needs room in the outbox, too: after a start it waits until a segment is ready, for syncs.
-    with_a_beat("the first message", producer.send(next())).await.expect("it is delivered");
+    // A direct send needs room in the outbox, too. After a start, and while a first segment is being opened, it waits until
+    // another is ready, for several syncs.
+    with_a_beat("the first messages", async {
+        producer.send(next()).await.expect("it is delivered");
+        producer.send(ahead()).await.expect("it is stored");
+        producer.send(next()).await.expect("it is delivered");
+    })
+    .await;
     with_a_beat("a message that is stored first, direct ones meanwhile", async {
         let stored = tokio::spawn(at_once("send", || producer.send(ahead())));
         let begun = Instant::now();
