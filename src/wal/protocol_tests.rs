@@ -508,3 +508,23 @@ fn a_settlement_counts_as_unlogged_until_it_is_written() {
     }
     assert!(rotations >= 3 && syncs >= 30, "{rotations} rotations, {syncs} syncs of what counted as logged");
 }
+
+/// Failing each sync of a script in turn found a `close` that never returned: the seal's sync failed while somebody
+/// waited for all to be durable, nothing was left to write, and the log went to sleep without an answer.
+#[test]
+fn who_waits_for_the_log_is_answered_when_the_seal_fails() {
+    let storage = ModelStorage::new(1);
+    let options = Options { seal_after: Duration::from_secs(3600), ..options() };
+    let (wal, _) = Wal::open(Arc::new(storage.clone()), &directory(), options).expect("opens");
+    let (told, appended) = std::sync::mpsc::channel();
+    wal.append(EntryRef::Message(&message(1, "orders", b"x")), move |outcome| {
+        told.send(outcome.is_ok()).expect("the test listens");
+    });
+    assert_eq!(appended.recv(), Ok(true));
+    storage.on_call(|_, call| matches!(call, Operation::Sync(_)).then_some(Fault::Error(5)));
+    let (told, synced) = std::sync::mpsc::channel();
+    let wal = Arc::new(wal);
+    let waiting = Arc::clone(&wal);
+    std::thread::spawn(move || told.send(waiting.sync().is_ok()));
+    assert_eq!(synced.recv_timeout(Duration::from_secs(20)), Ok(true), "what was appended is durable");
+}
