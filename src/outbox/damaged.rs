@@ -73,5 +73,5 @@ pub fn count(storage: &dyn Storage, paths: &Paths) -> u64 {
         let (first, last): (u64, u64) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
         Some(last.saturating_add(1).saturating_sub(first))
     };
-    names.iter().filter_map(lost).sum()
+    names.iter().filter_map(lost).fold(0, u64::saturating_add)
 }

@@ -12,10 +12,13 @@ mod damaged_tests;
 mod dead;
 mod directory;
 mod files;
+mod guard;
 mod identity;
 pub mod ledger;
 mod lock;
 mod open;
+#[cfg(feature = "testing")]
+pub mod probe;
 mod scan;
 mod settling;
 mod sizes;
@@ -264,10 +267,11 @@ impl Outbox {
             return;
         }
         let mut settling = self.lock_settling();
-        let count = (damage.first_lsn..=damage.last_lsn).filter(|lsn| !settling.set().contains(*lsn)).count();
-        self.set_aside.fetch_add(count as u64, Ordering::Relaxed);
-        let settled = settling.give_up(damage.first_lsn, damage.last_lsn);
-        self.wal.settle(settled);
+        if let Some(settled) = settling.give_up(damage.first_lsn, damage.last_lsn) {
+            let count: u64 = settled.ranges.iter().map(|(first, last)| last - first + 1).sum();
+            self.set_aside.fetch_add(count, Ordering::Relaxed);
+            self.wal.settle(settled);
+        }
     }
 
     /// Counts and reasons.
@@ -286,8 +290,20 @@ impl Outbox {
         }
     }
 
+    /// Whether the outbox is still this process's, looked up now.
+    ///
+    /// # Errors
+    /// Its `LOCK` was removed or replaced, so another process may own it: nothing in it may be changed.
+    pub fn check_owner(&self) -> Result<(), DirectoryError> {
+        let root = self.directory.paths().root();
+        self.directory.guard().check().map_err(|error| DirectoryError::io(root, "write", error))
+    }
+
     /// Why the disk takes nothing, if it does not.
     pub fn broken(&self) -> Option<String> {
+        if let Err(error) = self.directory.guard().check() {
+            return Some(error.to_string());
+        }
         let space = || self.wal.space().last_error;
         let dead = || self.dead.health().or_else(|| self.dead.space().last_error);
         self.wal.health().or_else(space).or_else(dead).map(|fault| fault.reason)

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::damaged;
 use super::directory::{Directory, DirectoryError, DirectoryOptions};
+use super::guard::Guarded;
 use super::ledger::{Ledger, LedgerOptions};
 use super::settling::Settling;
 use super::sizes::{LogSize, Sizes};
@@ -92,8 +93,10 @@ impl Outbox {
             let record_bytes = base.record_bytes.min(sizes.record_bytes);
             wal::Options { max_segments: size.segments, record_bytes, on_change, ..base }
         };
+        let guard = Arc::clone(directory.guard());
+        let storage: Arc<dyn Storage> = Arc::new(Guarded { disk: Arc::clone(&options.storage), guard });
         let open = |path: PathBuf, options_of_log: wal::Options| -> Result<Log, OutboxError> {
-            let opened = Wal::open(Arc::clone(&options.storage), &path, options_of_log.clone());
+            let opened = Wal::open(Arc::clone(&storage), &path, options_of_log.clone());
             let (wal, recovered) =
                 opened.map_err(|source| OutboxError::Log { directory: options.directory.clone(), source })?;
             Ok(Log { wal, recovered, options: options_of_log })
@@ -101,7 +104,7 @@ impl Outbox {
         let wal = open(directory.paths().wal(), log_options(sizes.wal))?;
         let dead = open(directory.paths().dead(), log_options(sizes.dead))?;
         let ledger = Ledger::open(&directory.paths().ledger(), options.ledger.clone());
-        Ok(Self::assemble(Arc::new(directory), Arc::clone(&options.storage), wal, dead, ledger, changed))
+        Ok(Self::assemble(Arc::new(directory), storage, wal, dead, ledger, changed))
     }
 
     /// Opens the outbox without threads and without a ledger, for tests that must be repeatable: the directory is open

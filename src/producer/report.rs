@@ -102,6 +102,13 @@ impl Core {
         if stats.set_aside > 0 {
             alerts.push(format!("{} messages could not be read and were set aside", stats.set_aside));
         }
+        let damage = &self.outbox.found().damage;
+        if let Some(first) = damage.first() {
+            let (count, segment, reason) = (damage.len(), first.segment, &first.reason);
+            alerts.push(format!(
+                "damage found when the outbox was opened: {count}, first in segment {segment}: {reason}"
+            ));
+        }
         if let LedgerState::Rebuilding { reason, .. } | LedgerState::Off { reason, .. } = &snapshot.ledger.state {
             alerts.push(format!("ledger: {reason}"));
         }
@@ -118,10 +125,10 @@ impl Core {
         let status = self.status(&stats, &snapshot, state);
         let now = std::time::Instant::now();
         let mut file = lock(&self.status);
-        let written = match state {
+        let written = self.outbox.check_owner().and_then(|()| match state {
             Lifecycle::Closed => file.write(&status, now).map(|()| true),
             Lifecycle::Running | Lifecycle::Unknown => file.offer(&status, now),
-        };
+        });
         if let Err(error) = written {
             tracing::debug!(%error, "the file `status` could not be written");
         }

@@ -72,6 +72,19 @@ impl RangeSet {
         }
     }
 
+    /// What of `first..=last` is not in the set, as ranges, ascending.
+    pub fn missing(&self, first: Lsn, last: Lsn) -> Vec<(Lsn, Lsn)> {
+        let mut missing = Vec::new();
+        let mut from = self.next_gap(first);
+        while from <= last {
+            let next = self.ranges.range(from..=last).next().map(|(&start, _)| start);
+            missing.push((from, next.map_or(last, |start| start - 1)));
+            let Some(start) = next else { break };
+            from = self.next_gap(start);
+        }
+        missing
+    }
+
     /// Everything up to here is in the set.
     pub fn prefix(&self) -> Lsn {
         self.prefix
@@ -153,7 +166,9 @@ mod tests {
                     prop_assert_eq!(set.contains(lsn), model.contains(&lsn));
                     let gap = (lsn..).find(|l| !model.contains(l));
                     prop_assert_eq!(Some(set.next_gap(lsn)), gap);
-                    for end in lsn..lsn + 4 {
+                    for end in lsn..lsn + 9 {
+                        let missing: Vec<_> = set.missing(lsn, end).into_iter().flat_map(|(f, l)| f..=l).collect();
+                        prop_assert!(missing.into_iter().eq((lsn..=end).filter(|l| !model.contains(l))));
                         prop_assert_eq!(set.contains_range(lsn, end), (lsn..=end).all(|l| model.contains(&l)));
                     }
                 }
