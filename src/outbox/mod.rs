@@ -7,6 +7,8 @@
 //! settlements. It decides nothing about delivery, and knows no broker.
 
 mod damaged;
+#[cfg(test)]
+mod damaged_tests;
 mod dead;
 mod directory;
 mod files;

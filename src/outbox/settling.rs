@@ -24,8 +24,10 @@ impl Batch {
                 _ => ranges.push((lsn, lsn)),
             }
         }
-        let totals =
+        let mut totals: Vec<_> =
             self.totals.into_iter().map(|(route, (count, bytes))| RouteTotal { route, count, bytes }).collect();
+        // So that the same history leaves the same bytes.
+        totals.sort_unstable_by(|a, b| a.route.cmp(&b.route));
         Settled { mark, ranges, totals }
     }
 }
