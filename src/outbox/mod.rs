@@ -10,6 +10,7 @@ mod damaged;
 mod dead;
 mod directory;
 mod files;
+mod guard;
 mod identity;
 pub mod ledger;
 mod lock;
@@ -21,11 +22,13 @@ mod space;
 mod status;
 mod totals;
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-pub use directory::{Directory, DirectoryError, Inspected};
+pub use dead::DeadError;
+pub use directory::{Directory, DirectoryError, DirectoryOptions, Inspected};
 pub use ledger::{LedgerHealth, LedgerState};
 pub use open::{OutboxError, OutboxOptions};
 pub use scan::{Scan, ScanError, Scanned};
@@ -39,7 +42,12 @@ use totals::Totals;
 
 use crate::clock;
 use crate::message::{MessageId, Outgoing, Route};
-use crate::wal::{Damage, EntryRef, Lsn, Mark, Pending, Place, RangeSet, Wal, WalError};
+use crate::wal::{Damage, EntryRef, Lsn, Mark, Pending, Place, RangeSet, Storage, Wal, WalError};
+
+thread_local! {
+    /// Whether this thread is inside [`Outbox::append`].
+    static APPENDING: Cell<bool> = const { Cell::new(false) };
+}
 
 /// What became of an append.
 pub type AppendResult = Result<Lsn, Arc<WalError>>;
@@ -72,7 +80,8 @@ pub struct Snapshot {
 
 /// Messages that are not lost.
 pub struct Outbox {
-    directory: Directory,
+    directory: Arc<Directory>,
+    storage: Arc<dyn Storage>,
     incarnation: u64,
     numbers: AtomicU64,
     wal: Wal,
@@ -134,15 +143,16 @@ impl Outbox {
     /// Stores a message: its place in the order is fixed when this returns; `done` is called on the log's thread once
     /// the disk has it, or never will.
     pub fn append(&self, message: &Outgoing, done: impl FnOnce(AppendResult) + Send + 'static) -> Lsn {
-        let caller = std::thread::current().id();
+        APPENDING.set(true);
         let lsn = self.wal.append(EntryRef::Message(message), move |result: AppendResult| {
-            if std::thread::current().id() == caller {
+            if APPENDING.get() {
                 // The log is closed and answers within the call; `done` may need a lock that the caller holds.
                 std::thread::spawn(move || done(result));
             } else {
                 done(result);
             }
         });
+        APPENDING.set(false);
         self.lock_totals().stored(&message.route, lsn, message.message.size() as u64, clock::unix_millis());
         lsn
     }
@@ -244,7 +254,7 @@ impl Outbox {
             first_lsn = damage.first_lsn, last_lsn = damage.last_lsn, segment = damage.segment, offset = damage.offset,
             reason = %damage.reason, "damage in the outbox: these LSNs are set aside"
         );
-        if let Err(error) = damaged::keep(self.directory.paths(), damage) {
+        if let Err(error) = damaged::keep(&*self.storage, self.directory.paths(), damage) {
             // Not settled, so its segment stays as it is, and the next start comes across it again.
             tracing::error!(%error, "what was damaged could not be copied to damaged/; it stays where it is");
             return;
@@ -275,8 +285,20 @@ impl Outbox {
         }
     }
 
+    /// Whether the outbox is still this process's, looked up now.
+    ///
+    /// # Errors
+    /// Its `LOCK` was removed or replaced, so another process may own it: nothing in it may be changed.
+    pub fn check_owner(&self) -> Result<(), DirectoryError> {
+        let root = self.directory.paths().root();
+        self.directory.guard().check().map_err(|error| DirectoryError::io(root, "write", error))
+    }
+
     /// Why the disk takes nothing, if it does not.
     pub fn broken(&self) -> Option<String> {
+        if let Err(error) = self.directory.guard().check() {
+            return Some(error.to_string());
+        }
         let space = || self.wal.space().last_error;
         let dead = || self.dead.health().or_else(|| self.dead.space().last_error);
         self.wal.health().or_else(space).or_else(dead).map(|fault| fault.reason)

@@ -119,7 +119,7 @@ pub enum EntryRef<'a> {
 }
 
 /// A message that was given up, and why.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
     /// The LSN it had in the log of messages.
     pub lsn: Lsn,

@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::error::{DecodeError, ReadError};
 use super::frame::{FrameHeader, FrameView, Identity, RecordView};
-use super::scan::{Frame, SegmentFile};
+use super::scan::SegmentFile;
 use super::segment;
 use super::shared::Shared;
 use super::state::SegmentInfo;
@@ -122,7 +122,7 @@ impl Reader {
     /// What comes next, and moves the cursor past it.
     ///
     /// # Errors
-    /// The system could not read a segment; the cursor stays. If it stays so, [`skip`](Self::skip) passes over it.
+    /// The system could not read a segment; the cursor stays.
     pub fn next(&self, cursor: &mut Cursor) -> Result<Step, ReadError> {
         loop {
             let segment = match self.look(cursor) {
@@ -153,18 +153,6 @@ impl Reader {
         }
     }
 
-    /// Passes over the frame at the cursor as if it were damaged, for a disk that stays unreadable there.
-    pub fn skip(&self, cursor: &mut Cursor, reason: &str) -> Option<Damage> {
-        match self.look(cursor) {
-            Look::Memory(_, segment) | Look::Segment(segment) => {
-                let file = self.file(&segment).ok().and_then(Result::ok);
-                let next = file.and_then(|file| file.next_readable(cursor.offset + BLOCK, segment.end));
-                self.damaged(cursor, &segment, next, reason.to_owned())
-            }
-            Look::Next(_) | Look::End => None,
-        }
-    }
-
     fn look(&self, cursor: &Cursor) -> Look {
         let view = self.shared.view();
         if let Some(segment) = view.segments.get(&cursor.segment)
@@ -184,7 +172,7 @@ impl Reader {
         let file = match self.file(segment) {
             Ok(Ok(file)) => file,
             Ok(Err(reason)) if self.is_current(segment) => {
-                return Ok(self.damaged(cursor, segment, None, reason).map(Step::Damaged));
+                return Ok(self.damaged(cursor, segment, None, reason)?.map(Step::Damaged));
             }
             Ok(Err(_)) => return Ok(None),
             Err(error) => return Err(self.failed(segment, error)),
@@ -193,11 +181,7 @@ impl Reader {
             Ok(Ok(frame)) => Ok(self.take(cursor, &frame.view())),
             // The segment may have been recycled in between; then nothing in it matters.
             Ok(Err(_)) if !self.is_current(segment) => Ok(None),
-            Ok(Err(error)) => {
-                let next = file.next_good(cursor.offset + BLOCK, segment.end);
-                let next = next.map_err(|error| self.failed(segment, error))?;
-                Ok(self.damaged(cursor, segment, next, error.to_string()).map(Step::Damaged))
-            }
+            Ok(Err(error)) => Ok(self.damaged(cursor, segment, Some(&file), error.to_string())?.map(Step::Damaged)),
             Err(error) => Err(self.failed(segment, error)),
         }
     }
@@ -239,14 +223,16 @@ impl Reader {
         }
     }
 
-    /// Moves the cursor to the next good frame, or to the segment's end if there is none, and says what is lost in between.
+    /// Moves the cursor to the next good frame, or to the segment's end, and says what is lost in between.
     fn damaged(
         &self,
         cursor: &mut Cursor,
         segment: &SegmentInfo,
-        next: Option<Frame>,
+        file: Option<&SegmentFile>,
         reason: String,
-    ) -> Option<Damage> {
+    ) -> Result<Option<Damage>, ReadError> {
+        let next = file.map(|file| file.next_good(cursor.offset + BLOCK, segment.end)).transpose();
+        let next = next.map_err(|error| self.failed(segment, error))?.flatten();
         let (to, next_lsn) = match &next {
             Some(frame) => (frame.header.offset, frame.header.first_lsn),
             None => (segment.end, segment.last_lsn + 1),
@@ -261,7 +247,7 @@ impl Reader {
         };
         cursor.offset = to;
         cursor.next_lsn = cursor.next_lsn.max(next_lsn);
-        self.unsettled(damage)
+        Ok(self.unsettled(damage))
     }
 
     /// Damage in which a message is lost that nobody has settled yet.

@@ -7,6 +7,7 @@
 //! the durable LSN or the synced end in a later frame. Then it is damage: reported, with the LSNs that are lost.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::PathBuf;
 
 use super::error::{DecodeError, WalError};
@@ -311,7 +312,7 @@ impl<'a> Walk<'a> {
             };
             let next = file.next_good(offset + BLOCK, file.limit).map_err(WalError::io("read", &path))?;
             let Some(next) = next else {
-                self.end(loaded, offset, later, &bad);
+                self.end(loaded, offset, later, &bad).map_err(WalError::io("read", &path))?;
                 break;
             };
             // Frames before `next` that it knows to have been synced are damaged; others were torn.
@@ -356,7 +357,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Nothing good follows: the end, a torn write, or damage that a later segment tells of.
-    fn end(&mut self, loaded: &Loaded, offset: u32, later: Option<&FrameHeader>, bad: &DecodeError) {
+    fn end(&mut self, loaded: &Loaded, offset: u32, later: Option<&FrameHeader>, bad: &DecodeError) -> io::Result<()> {
         let file = &loaded.file;
         if loaded.short {
             let reason = format!("the segment is shorter than it was made: {bad}");
@@ -364,7 +365,7 @@ impl<'a> Walk<'a> {
             let last_lsn = later.map_or(first_lsn - 1, |later| later.durable_lsn);
             self.damage.push(Damage { segment, offset, length: 0, first_lsn, last_lsn, reason });
             self.clean = false;
-            return;
+            return Ok(());
         }
         let covered = later.map_or(0, |later| later.durable_lsn.min(later.first_lsn - 1));
         if covered >= self.state.next_lsn {
@@ -374,11 +375,12 @@ impl<'a> Walk<'a> {
             self.state.next_lsn = covered + 1;
         } else if later.is_none() {
             // A header with a bad body is certainly a torn write; without one, whether there was one cannot be told.
-            if let Ok(Ok(header)) = file.frame_header(offset) {
+            if let Ok(header) = file.frame_header(offset)? {
                 self.torn_bytes += u64::from(header.length());
                 self.clean = false;
             }
         }
+        Ok(())
     }
 
     /// Segments a checkpoint names that are not there.
@@ -394,7 +396,7 @@ impl<'a> Walk<'a> {
 }
 
 /// The checkpoint at the beginning of a segment, and where groups begin; `None` if a part of it is damaged.
-fn checkpoint(file: &SegmentFile, header: &SegmentHeader) -> std::io::Result<Option<(State, Vec<SegmentInfo>, u32)>> {
+fn checkpoint(file: &SegmentFile, header: &SegmentHeader) -> io::Result<Option<(State, Vec<SegmentInfo>, u32)>> {
     let mut reader = CheckpointReader::default();
     let mut offset = BLOCK;
     while offset < header.start {

@@ -73,31 +73,18 @@ impl SegmentFile {
         Ok(decoded.map(|()| Frame { header, bytes }))
     }
 
-    /// The first good frame that begins at or after `from` and before `end`.
-    ///
-    /// A block that the system cannot read now may hold it: whoever takes what lies in front for damaged, or the rest of
-    /// the segment for empty, must not do so on an error.
+    /// The first good frame that begins at or after `from` and before `end`. A block that the system cannot read is an
+    /// error: nobody knows what is in it, so nothing may be concluded from what was not found.
     pub fn next_good(&self, from: u32, end: u32) -> io::Result<Option<Frame>> {
         let mut offset = round_up(u64::from(from)) as u32;
         while offset < end {
-            if let Some(frame) = self.good(offset)? {
+            if self.frame_header(offset)?.is_ok()
+                && let Ok(frame) = self.frame(offset)?
+            {
                 return Ok(Some(frame));
             }
             offset = offset.saturating_add(BLOCK);
         }
         Ok(None)
-    }
-
-    /// The same on a disk that stays unreadable in places: those are passed over.
-    pub fn next_readable(&self, from: u32, end: u32) -> Option<Frame> {
-        let blocks = (round_up(u64::from(from))..u64::from(end)).step_by(BLOCK as usize);
-        blocks.into_iter().find_map(|offset| self.good(offset as u32).ok().flatten())
-    }
-
-    fn good(&self, offset: u32) -> io::Result<Option<Frame>> {
-        match self.frame_header(offset)? {
-            Ok(_) => Ok(self.frame(offset)?.ok()),
-            Err(_) => Ok(None),
-        }
     }
 }
