@@ -11,6 +11,7 @@
 //! but a settlement that is itself synced, and to take a message that it could not give back.
 
 mod active;
+mod audit;
 mod codec;
 mod committer;
 mod control;
@@ -42,6 +43,7 @@ mod storage;
 #[cfg(test)]
 mod tests;
 
+pub use audit::{Audit, Flaw, FlawKind, Lsns, MOST_FLAWS, audit};
 pub use error::{DecodeError, ReadError, WalError};
 #[cfg(any(test, feature = "testing"))]
 pub use frame::wrap;
