@@ -4,7 +4,9 @@
 //! changes the outbox takes its lock, and is refused while a producer has it.
 
 mod change;
+mod check;
 mod look;
+mod repair;
 
 use std::path::Path;
 use std::time::SystemTime;
@@ -13,7 +15,9 @@ use bytes::Bytes;
 use serde::Serialize;
 
 pub use change::{purge, requeue};
+pub use check::{Concerned, Finding, FindingKind, Report, Severity, check, check_with};
 pub use look::{dead_letters, inspect, peek};
+pub use repair::{Action, Repair, Step, plan_repair, repair};
 
 use crate::message::{Header, Message, MessageId, Outgoing, Route};
 use crate::outbox::{DirectoryError, OutboxError};

@@ -13,6 +13,7 @@ mod files;
 mod identity;
 pub mod ledger;
 mod lock;
+mod mend;
 mod open;
 mod scan;
 mod settling;
@@ -25,8 +26,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-pub use directory::{Directory, DirectoryError, Inspected};
+pub use damaged::count as set_aside_in;
+pub use directory::{Directory, DirectoryError, Inspected, OWN_NAMES, Paths};
+pub use files::{Owner, check_file};
+pub use identity::{Identity, OutboxId, hex};
 pub use ledger::{LedgerHealth, LedgerState};
+pub use mend::{MISPLACED, Mender};
 pub use open::{OutboxError, OutboxOptions};
 pub use scan::{Scan, ScanError, Scanned};
 pub use space::{NoRoom, Reservation, Share};
@@ -39,7 +44,7 @@ use totals::Totals;
 
 use crate::clock;
 use crate::message::{MessageId, Outgoing, Route};
-use crate::wal::{Damage, EntryRef, Lsn, Mark, Pending, Place, RangeSet, Wal, WalError};
+use crate::wal::{Damage, EntryRef, Lsn, Mark, Pending, Place, RangeSet, Settled, Wal, WalError};
 
 /// What became of an append.
 pub type AppendResult = Result<Lsn, Arc<WalError>>;
@@ -238,25 +243,32 @@ impl Outbox {
     }
 
     /// Sets aside LSNs that cannot be read: their bytes, as far as there are any, go to `damaged/`; they are settled,
-    /// counted and reported, and everything else goes on.
-    pub fn set_aside(&self, damage: &Damage) {
+    /// counted and reported, and everything else goes on. Says whether they are settled now.
+    pub fn set_aside(&self, damage: &Damage) -> bool {
         tracing::error!(
             first_lsn = damage.first_lsn, last_lsn = damage.last_lsn, segment = damage.segment, offset = damage.offset,
             reason = %damage.reason, "damage in the outbox: these LSNs are set aside"
         );
-        if let Err(error) = damaged::keep(self.directory.paths(), damage) {
+        if let Err(error) = damaged::keep(self.directory.paths(), damaged::From::Wal, damage) {
             // Not settled, so its segment stays as it is, and the next start comes across it again.
             tracing::error!(%error, "what was damaged could not be copied to damaged/; it stays where it is");
-            return;
-        }
-        if damage.last_lsn < damage.first_lsn {
-            return;
+            return false;
         }
         let mut settling = self.lock_settling();
-        let count = (damage.first_lsn..=damage.last_lsn).filter(|lsn| !settling.set().contains(*lsn)).count();
-        self.set_aside.fetch_add(count as u64, Ordering::Relaxed);
-        let settled = settling.give_up(damage.first_lsn, damage.last_lsn);
-        self.wal.settle(settled);
+        // Only what is not settled yet: the log drops a settlement whose first LSN it knows to be settled, whole.
+        let open: Vec<(Lsn, Lsn)> = settling.set().gaps_within(damage.first_lsn, damage.last_lsn).collect();
+        for (first, last) in open {
+            self.set_aside.fetch_add(last - first + 1, Ordering::Relaxed);
+            let settled = settling.give_up(first, last);
+            self.wal.settle(settled);
+        }
+        true
+    }
+
+    /// Has the log move on to a new segment, whose checkpoint says all that is known, so that nothing depends on a
+    /// damaged one any more.
+    pub fn move_on(&self) {
+        self.wal.settle(Settled { mark: Mark::Damaged, ranges: Vec::new(), totals: Vec::new() });
     }
 
     /// Counts and reasons.

@@ -48,7 +48,7 @@ pub use error::{DecodeError, ReadError, WalError};
 #[cfg(any(test, feature = "testing"))]
 pub use frame::wrap;
 pub use frame::{FrameKind, FrameView, Identity, decode_frame};
-pub use locate::{outbox_of, segment_path};
+pub use locate::{number_in, outbox_of, segment_path};
 pub use log::{SpaceInfo, Stepper, Summary, Turn, Wal};
 #[cfg(any(test, feature = "testing"))]
 pub use model::{Fault, ModelStorage, Operation};

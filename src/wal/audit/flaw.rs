@@ -13,6 +13,9 @@ pub enum FlawKind {
     Frame,
     /// A write that a crash cut short: nothing says that it was ever synced.
     Torn,
+    /// A segment behind the last good one in which nothing can be read: a crash at its opening leaves one, and so does
+    /// damage to all of it.
+    Begun,
     /// A segment that is still needed is not there, or no segment has LSNs that the log gave out.
     Missing,
     /// A segment lies under another one's name.

@@ -29,7 +29,7 @@ use crate::message::Route;
 use still::Still;
 use survey::Survey;
 
-/// Flaws told singly; those beyond are counted. A disk that lost every second block of 16 GiB would have two million.
+/// Flaws told singly; those beyond are counted, as are those beyond half of it that cost no message. A disk that lost every second block of 16 GiB would have two million.
 pub const MOST_FLAWS: usize = 10_000;
 
 /// What was read, and what is wrong.
@@ -37,6 +37,8 @@ pub const MOST_FLAWS: usize = 10_000;
 pub struct Audit {
     /// The outbox the segments are of; `None` in an empty log.
     pub outbox: Option<[u8; 16]>,
+    /// The segment that an open goes on from; `None` in an empty log.
+    pub newest: Option<u64>,
     /// Segment files.
     pub segments: u64,
     /// Their bytes.
@@ -57,7 +59,7 @@ pub struct Audit {
     pub segment_bytes: Option<u32>,
     /// What is wrong, in the order of the files.
     pub flaws: Vec<Flaw>,
-    /// Flaws beyond [`MOST_FLAWS`], and the messages lost in them.
+    /// Flaws that are not told singly, and the messages lost in them.
     pub omitted: (u64, u64),
 }
 
@@ -94,6 +96,7 @@ pub fn audit(
     let audit = Audit {
         outbox,
         segment_bytes,
+        newest: segments.keys().next_back().copied(),
         segments: heads.len() as u64,
         next_lsn: state.next_lsn,
         settled: state.settled.clone(),
@@ -134,7 +137,9 @@ impl Auditor<'_> {
             flaw.lost = self.unknown(first, last).map(|(first, last)| last - first + 1).sum();
             self.seen.insert(first, last);
         }
-        if self.audit.flaws.len() < MOST_FLAWS {
+        // What costs nothing must not crowd out what does: once set aside, the same ranges are there still.
+        let harmless = flaw.lost == 0 && !flaw.stops_start;
+        if self.audit.flaws.len() < if harmless { MOST_FLAWS / 2 } else { MOST_FLAWS } {
             self.audit.flaws.push(flaw);
         } else {
             self.audit.omitted.0 += 1;

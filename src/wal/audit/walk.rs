@@ -74,8 +74,8 @@ impl Auditor<'_> {
                 (FlawKind::Leftover, Lsns::None, "everything in it is settled".to_owned())
             }
             _ if short => (FlawKind::Truncated, Lsns::Unknown, "nothing in it can be read".to_owned()),
-            Ok(_) => (FlawKind::Torn, Lsns::None, "it was begun, and nothing in it was acknowledged".to_owned()),
-            Err(error) => (FlawKind::Torn, Lsns::None, format!("nothing in it can be read; {error}")),
+            Ok(_) => (FlawKind::Leftover, Lsns::None, "it was begun, and nothing in it was acknowledged".to_owned()),
+            Err(error) => (FlawKind::Begun, Lsns::None, format!("nothing in it can be read; {error}")),
         };
         self.tell(Flaw { kind, length: head.length, lsns, reason, ..flaw(number) });
     }
