@@ -83,11 +83,11 @@ pub fn audit(
 ) -> Result<Audit, WalError> {
     let mut still = Still::new(storage);
     let mut survey = Survey::take(&still, directory, outbox)?;
-    let (state, segments) = loop {
+    let (state, segments, last_known) = loop {
         let options = Options::new(survey.outbox.unwrap_or_default(), 0);
         let options = options.with_segment_bytes(survey.segment_bytes.unwrap_or(64 << 20));
         match recovery::recover(&still, directory, &options) {
-            Ok(found) => break (found.recovered.state, found.segments),
+            Ok(found) => break (found.recovered.state, found.segments, found.last_acked),
             // What stops an open is told of, and then left out, so that the rest is looked at, too.
             Err(error) => still.hidden.insert(survey.stopped_by(error)?),
         };
@@ -103,7 +103,7 @@ pub fn audit(
         said: state.routes.clone(),
         ..Audit::default()
     };
-    let mut auditor = Auditor { still, directory, heads, segments, state, seen: RangeSet::new(), audit };
+    let mut auditor = Auditor { still, directory, heads, segments, state, last_known, seen: RangeSet::new(), audit };
     flaws.into_iter().for_each(|flaw| auditor.tell(flaw));
     auditor.walk(read);
     auditor.unaccounted();
@@ -120,15 +120,21 @@ struct Auditor<'a> {
     /// Those in use, by the log's word.
     segments: BTreeMap<u64, SegmentInfo>,
     state: State,
+    /// The last LSN the log knows.
+    last_known: Lsn,
     /// LSNs that were read, or are told of in a flaw.
     seen: RangeSet,
     audit: Audit,
 }
 
 impl Auditor<'_> {
-    /// What of `first..=last` is neither settled nor seen.
+    /// What of `first..=last` is neither settled nor seen. What an open would burn, behind the last LSN it knows, is not
+    /// settled: a segment that it does not find may have those.
     fn unknown(&self, first: Lsn, last: Lsn) -> impl Iterator<Item = (Lsn, Lsn)> + '_ {
-        self.state.settled.gaps_within(first, last).flat_map(|(first, last)| self.seen.gaps_within(first, last))
+        let beyond = first.max(self.last_known.saturating_add(1));
+        let open = self.state.settled.gaps_within(first, last.min(self.last_known));
+        open.chain((beyond <= last).then_some((beyond, last)))
+            .flat_map(|(first, last)| self.seen.gaps_within(first, last))
     }
 
     /// Adds a flaw; what is lost with it is what is neither settled nor seen.
@@ -149,7 +155,7 @@ impl Auditor<'_> {
 
     /// Everything that was given out has to be settled or seen.
     fn unaccounted(&mut self) {
-        let missing: Vec<(Lsn, Lsn)> = self.unknown(1, self.state.next_lsn - 1).collect();
+        let missing: Vec<(Lsn, Lsn)> = self.unknown(1, self.last_known).collect();
         for (first, last) in missing {
             self.tell(Flaw {
                 kind: FlawKind::Missing,
