@@ -68,14 +68,17 @@ fn ends_in_a_line(file: &mut File) -> io::Result<bool> {
     Ok(last == [b'\n'])
 }
 
-/// Copies the bytes of a damage, as far as there are any, under a name that says where they were.
-pub fn keep(paths: &Paths, log: From, damage: &Damage) -> Result<(), DirectoryError> {
+/// Copies the bytes of a damage, as far as there are any, under a name that says where they were, which LSNs were in
+/// them, and, if not all of them, how many were lost.
+pub fn keep(paths: &Paths, log: From, damage: &Damage, lost: u64) -> Result<(), DirectoryError> {
     let Damage { segment, offset, first_lsn, last_lsn, .. } = damage;
+    let all = last_lsn.saturating_add(1).saturating_sub(*first_lsn);
+    let of_them = if lost == all { String::new() } else { format!("-{lost}") };
     // The name alone tells what was lost, also where there are no bytes: a segment that is missing.
     let (directory, name) = match log {
-        From::Wal => (paths.wal(), format!("{segment:016x}-{offset:08x}-{first_lsn}-{last_lsn}.bytes")),
+        From::Wal => (paths.wal(), format!("{segment:016x}-{offset:08x}-{first_lsn}-{last_lsn}{of_them}.bytes")),
         // Not counted among the messages.
-        From::Dead => (paths.dead(), format!("dead-{segment:016x}-{offset:08x}-{first_lsn}-{last_lsn}.dead")),
+        From::Dead => (paths.dead(), format!("dead-{segment:016x}-{offset:08x}-{first_lsn}-{last_lsn}{of_them}.dead")),
     };
     let target = paths.damaged().join(&name);
     if target.exists() {
@@ -138,7 +141,8 @@ pub fn count(paths: &Paths) -> u64 {
     let lost = |name: &str| {
         let mut parts = name.strip_suffix(".bytes")?.split('-').skip(2);
         let (first, last): (u64, u64) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        Some(last.saturating_add(1).saturating_sub(first))
+        let all = last.saturating_add(1).saturating_sub(first);
+        parts.next().map_or(Some(all), |of_them| of_them.parse().ok())
     };
     entries.flatten().filter_map(|entry| lost(entry.file_name().to_str()?)).sum()
 }

@@ -37,11 +37,13 @@ impl Outbox {
     /// Sets aside dead letters that cannot be read, by their numbers, as [`set_aside`](Self::set_aside) does with
     /// messages. Says whether they are settled now.
     pub fn set_aside_dead(&self, damage: &Damage) -> bool {
-        if let Err(error) = damaged::keep(self.directory.paths(), damaged::From::Dead, damage) {
+        let open: Vec<(Lsn, Lsn)> = self.dead_settled.gaps_within(damage.first_lsn, damage.last_lsn).collect();
+        let lost = open.iter().map(|(first, last)| last - first + 1).sum();
+        if let Err(error) = damaged::keep(self.directory.paths(), damaged::From::Dead, damage, lost) {
             tracing::error!(%error, "what was damaged could not be copied to damaged/; it stays where it is");
             return false;
         }
-        for range in self.dead_settled.gaps_within(damage.first_lsn, damage.last_lsn) {
+        for range in open {
             self.dead.settle(Settled { mark: Mark::Damaged, ranges: vec![range], totals: Vec::new() });
         }
         true

@@ -249,16 +249,19 @@ impl Outbox {
             first_lsn = damage.first_lsn, last_lsn = damage.last_lsn, segment = damage.segment, offset = damage.offset,
             reason = %damage.reason, "damage in the outbox: these LSNs are set aside"
         );
-        if let Err(error) = damaged::keep(self.directory.paths(), damaged::From::Wal, damage) {
+        // Only what is not settled yet: the log drops a settlement whose first LSN it knows to be settled, whole.
+        let open = |settling: &Settling| -> Vec<(Lsn, Lsn)> {
+            settling.set().gaps_within(damage.first_lsn, damage.last_lsn).collect()
+        };
+        let lost = open(&self.lock_settling()).iter().map(|(first, last)| last - first + 1).sum();
+        if let Err(error) = damaged::keep(self.directory.paths(), damaged::From::Wal, damage, lost) {
             // Not settled, so its segment stays as it is, and the next start comes across it again.
             tracing::error!(%error, "what was damaged could not be copied to damaged/; it stays where it is");
             return false;
         }
+        self.set_aside.fetch_add(lost, Ordering::Relaxed);
         let mut settling = self.lock_settling();
-        // Only what is not settled yet: the log drops a settlement whose first LSN it knows to be settled, whole.
-        let open: Vec<(Lsn, Lsn)> = settling.set().gaps_within(damage.first_lsn, damage.last_lsn).collect();
-        for (first, last) in open {
-            self.set_aside.fetch_add(last - first + 1, Ordering::Relaxed);
+        for (first, last) in open(&settling) {
             let settled = settling.give_up(first, last);
             self.wal.settle(settled);
         }

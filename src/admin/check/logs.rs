@@ -37,11 +37,15 @@ const NOTHING: &str = "nothing: the log goes on without it";
 
 /// The findings of a log.
 pub(super) fn findings(log: Log, audit: &Audit, set_aside: u64, live: bool) -> Vec<Finding> {
+    // What a live owner is about to write, or to use again: also a segment that has its name, and the bytes of an earlier
+    // life still.
     let moving = |flaw: &&Flaw| {
-        // What a live owner is about to write, or to use again.
-        !(live && matches!(flaw.kind, FlawKind::Torn | FlawKind::Begun | FlawKind::Leftover) && flaw.lost == 0)
+        let ahead = flaw.segment.is_some() && flaw.segment > audit.newest;
+        let passing = ahead || matches!(flaw.kind, FlawKind::Torn | FlawKind::Begun | FlawKind::Leftover);
+        live && passing && flaw.lost == 0
     };
-    let mut findings: Vec<Finding> = audit.flaws.iter().filter(moving).map(|flaw| finding(log, flaw)).collect();
+    let mut findings: Vec<Finding> =
+        audit.flaws.iter().filter(|flaw| !moving(flaw)).map(|flaw| finding(log, flaw)).collect();
     if !live && audit.lost() == 0 {
         findings.extend(miscounted(log, audit, set_aside));
     }

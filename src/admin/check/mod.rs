@@ -10,6 +10,7 @@ mod finding;
 mod logs;
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 pub use finding::{Concerned, Finding, FindingKind, Report, Severity};
 pub(super) use logs::Log;
@@ -21,6 +22,8 @@ use crate::wal::{Audit, DiskStorage, FlawKind, audit};
 /// How often what looks wrong beside a live producer is looked at again. A flaw that is none would have to show at the
 /// same place each time.
 const AGAIN: usize = 3;
+/// How long after: a write that is under way is over by then.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Reads everything in an outbox, and says what is wrong with it. Nothing is changed; a producer may have it open.
 ///
@@ -46,6 +49,7 @@ pub fn check_with(directory: impl AsRef<Path>, mut progress: impl FnMut(u64, u64
         if !live || report.severity().is_none_or(|severity| severity == Severity::Harmless) {
             break;
         }
+        std::thread::sleep(PAUSE);
         let again = look(directory, &mut progress)?.report;
         let stays = |finding: &Finding| again.findings.iter().any(|other| other.is_same(finding));
         let findings = report.findings.into_iter().filter(stays).collect();
