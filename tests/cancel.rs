@@ -16,6 +16,9 @@ use outlast::testing::Broker;
 use outlast::{Message, Mode, Producer, SendFuture};
 use shows::{LONG, builder, duplicates, in_order, numbered, setting};
 
+/// Messages that are not stored by then never will be.
+const STORED: Duration = Duration::from_secs(5);
+
 fn open(dir: &Path, broker: &Broker) -> Producer {
     builder(dir, broker).open_blocking().unwrap()
 }
@@ -76,6 +79,35 @@ fn dropped_while_the_broker_has_it_it_is_delivered_once() {
         assert_eq!(lane_goes_on(&producer, &broker, "k", 1), [0, 1]);
         producer.blocking_close(LONG).unwrap();
     }
+}
+
+#[test]
+fn dropped_before_the_broker_fails_it_is_stored_and_delivered() {
+    let (dir, broker) = (tempfile::TempDir::new().unwrap(), Broker::new());
+    let producer = open(dir.path(), &broker);
+    warm(&producer);
+    broker.pause();
+    let owned = broker.owned();
+    for number in 0..5 {
+        drop_sent(producer.send(numbered("t", "k", number)));
+    }
+    assert!(broker.wait_for_owned(owned + 5, LONG));
+    // What it owns fails, untouched: nobody but the outbox has it then.
+    broker.down();
+    let begun = Instant::now();
+    while producer.stats().stored < 5 && begun.elapsed() < STORED {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    broker.resume();
+    broker.up();
+    assert_eq!(lane_goes_on(&producer, &broker, "k", 5), [0, 1, 2, 3, 4, 5]);
+    producer.blocking_close(LONG).unwrap();
+}
+
+#[cfg(feature = "planted")]
+#[test]
+fn planted_drop_with_future_is_caught() {
+    shows::assert_caught("dropped_before_the_broker_fails_it_is_stored_and_delivered", "drop-with-future", 1);
 }
 
 #[test]

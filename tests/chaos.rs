@@ -6,6 +6,9 @@
 
 #![cfg(feature = "testing")]
 
+#[cfg(feature = "planted")]
+mod shows;
+
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -530,4 +533,10 @@ fn what_was_accepted_arrives_in_order_whatever_the_broker_does() {
         runtime.block_on(run(plan));
         done.store(true, Ordering::Release);
     }
+}
+
+#[cfg(feature = "planted")]
+#[test]
+fn planted_lose_gate_is_caught() {
+    shows::assert_caught("what_was_accepted_arrives_in_order_whatever_the_broker_does", "lose-gate", 1);
 }

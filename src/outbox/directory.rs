@@ -15,12 +15,13 @@ use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::files::{self, Owner};
+use super::guard::Guard;
 use super::identity::{self, FORMAT_VERSION, Identity, OutboxId};
 use super::lock::{self, Holder, Lock};
 
@@ -123,6 +124,7 @@ pub struct Directory {
     id: OutboxId,
     created: bool,
     lock: Mutex<Option<Lock>>,
+    guard: Arc<Guard>,
 }
 
 impl Directory {
@@ -147,7 +149,8 @@ impl Directory {
         }
         let (id, created) = settle_identity(&paths, identity, has_log, options)?;
         files::sync_directory(paths.root())?;
-        Ok(Self { paths, id, created, lock: Mutex::new(Some(lock)) })
+        let guard = Arc::clone(lock.guard());
+        Ok(Self { paths, id, created, lock: Mutex::new(Some(lock)), guard })
     }
 
     /// Where everything lies.
@@ -158,6 +161,11 @@ impl Directory {
     /// Lets the next process in. Nothing may be written from here on.
     pub fn release(&self) {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Tells whether the outbox is still this process's.
+    pub fn guard(&self) -> &Arc<Guard> {
+        &self.guard
     }
 
     /// Which outbox it is.

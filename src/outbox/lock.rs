@@ -1,8 +1,9 @@
 //! The file `LOCK`: at most one process owns an outbox.
 //!
 //! An advisory `flock(2)`, which the kernel releases however the process ends; so a lock left behind by a crash is
-//! not there. The owner's pid lies inside for people to read: nothing is decided by it. The file is never removed,
-//! since the next process would then lock one file and a waiting one another.
+//! not there. The owner's pid lies inside for people to read: nothing is decided by it. The outbox never removes the
+//! file, since the next process would then lock one file and a waiting one another; where somebody else does, who waits
+//! takes the new file, and who holds the old one finds out (`guard`).
 //!
 //! Assumes a file system on which `flock` works (on NFS: Linux turns it into a lock the server knows). Refuses to
 //! take a lock away from anybody.
@@ -11,6 +12,7 @@ use std::fmt;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,6 +21,7 @@ use rustix::io::Errno;
 
 use super::directory::DirectoryError;
 use super::files::{self, Owner};
+use super::guard::{FileId, Guard};
 
 /// How often a held lock is tried again. `flock` knows no deadline; one that blocks could only be ended by a
 /// signal, which is not a library's to send.
@@ -52,14 +55,24 @@ impl fmt::Display for Holder {
 #[derive(Debug)]
 pub struct Lock {
     file: File,
+    guard: Arc<Guard>,
 }
 
 impl Lock {
     /// Takes the lock, and waits up to `wait` for whoever holds it.
     pub fn acquire(path: &Path, wait: Duration) -> Result<Self, DirectoryError> {
-        let mut file = files::open_or_create(path)?;
         let begun = Instant::now();
-        while !try_lock(path, &file, FlockOperation::NonBlockingLockExclusive)? {
+        loop {
+            // Opened each time: the file may be another one by now.
+            let mut file = files::open_or_create(path)?;
+            if try_lock(path, &file, FlockOperation::NonBlockingLockExclusive)? {
+                let metadata = file.metadata().map_err(|error| DirectoryError::io(path, "look at", error))?;
+                let guard = Arc::new(Guard::new(path.into(), FileId::of(&metadata)));
+                if guard.is_path() {
+                    write_pid(&mut file).map_err(|error| DirectoryError::io(path, "write", error))?;
+                    return Ok(Self { file, guard });
+                }
+            }
             let left = wait.max(GRACE).saturating_sub(begun.elapsed());
             if left.is_zero() {
                 let pid = read_pid(&mut file);
@@ -67,8 +80,11 @@ impl Lock {
             }
             thread::sleep(POLL.min(left));
         }
-        write_pid(&mut file).map_err(|error| DirectoryError::io(path, "write", error))?;
-        Ok(Self { file })
+    }
+
+    /// Tells whether the lock is still the outbox's.
+    pub fn guard(&self) -> &Arc<Guard> {
+        &self.guard
     }
 }
 

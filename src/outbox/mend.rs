@@ -19,7 +19,7 @@ use crate::wal::segment_path;
 /// See the module.
 pub struct Mender {
     paths: Paths,
-    _lock: Lock,
+    lock: Lock,
 }
 
 impl Mender {
@@ -42,7 +42,7 @@ impl Mender {
         }
         files::create_directory(&paths.damaged())?;
         files::sync_directory(root)?;
-        Ok(Self { paths: paths.clone(), _lock: lock })
+        Ok(Self { paths: paths.clone(), lock })
     }
 
     /// Moves a file to `damaged/`; the path is relative to the outbox's directory. Returns where it is now.
@@ -50,6 +50,7 @@ impl Mender {
     /// # Errors
     /// The disk refused; the file is where it was.
     pub fn move_aside(&self, path: &Path, why: &str) -> Result<PathBuf, DirectoryError> {
+        self.check()?;
         damaged::move_aside(&self.paths, path, why)
     }
 
@@ -91,6 +92,7 @@ impl Mender {
         if self.is_there(Path::new("IDENTITY"))? {
             self.move_aside(Path::new("IDENTITY"), why)?;
         }
+        self.check()?;
         identity::write(&self.paths.identity(), id)
     }
 
@@ -103,7 +105,13 @@ impl Mender {
         }
     }
 
+    /// The lock's file may have been replaced, and somebody else have the outbox.
+    fn check(&self) -> Result<(), DirectoryError> {
+        self.lock.guard().check().map_err(|error| DirectoryError::io(self.paths.root(), "write", error))
+    }
+
     fn rename(&self, from: &Path, to: &Path) -> Result<(), DirectoryError> {
+        self.check()?;
         let (from, to) = (self.paths.root().join(from), self.paths.root().join(to));
         fs::rename(&from, &to).map_err(|error| DirectoryError::io(&from, "rename", error))?;
         to.parent().map_or(Ok(()), files::sync_directory)

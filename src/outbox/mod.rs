@@ -10,6 +10,7 @@ mod damaged;
 mod dead;
 mod directory;
 mod files;
+mod guard;
 mod identity;
 pub mod ledger;
 mod lock;
@@ -254,7 +255,8 @@ impl Outbox {
             settling.set().gaps_within(damage.first_lsn, damage.last_lsn).collect()
         };
         let lost = open(&self.lock_settling()).iter().map(|(first, last)| last - first + 1).sum();
-        if let Err(error) = damaged::keep(self.directory.paths(), damaged::From::Wal, damage, lost) {
+        let kept = || damaged::keep(self.directory.paths(), damaged::From::Wal, damage, lost);
+        if let Err(error) = self.check_owner().and_then(|()| kept()) {
             // Not settled, so its segment stays as it is, and the next start comes across it again.
             tracing::error!(%error, "what was damaged could not be copied to damaged/; it stays where it is");
             return false;
@@ -290,8 +292,20 @@ impl Outbox {
         }
     }
 
+    /// Whether the outbox is still this process's, looked up now.
+    ///
+    /// # Errors
+    /// Its `LOCK` was removed or replaced, so another process may own it: nothing in it may be changed.
+    pub fn check_owner(&self) -> Result<(), DirectoryError> {
+        let root = self.directory.paths().root();
+        self.directory.guard().check().map_err(|error| DirectoryError::io(root, "write", error))
+    }
+
     /// Why the disk takes nothing, if it does not.
     pub fn broken(&self) -> Option<String> {
+        if let Err(error) = self.directory.guard().check() {
+            return Some(error.to_string());
+        }
         let space = || self.wal.space().last_error;
         let dead = || self.dead.health().or_else(|| self.dead.space().last_error);
         self.wal.health().or_else(space).or_else(dead).map(|fault| fault.reason)

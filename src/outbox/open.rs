@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::damaged;
 use super::directory::{Directory, DirectoryError, DirectoryOptions};
+use super::guard::Guarded;
 use super::ledger::{Ledger, LedgerOptions};
 use super::settling::Settling;
 use super::sizes::{LogSize, Sizes};
@@ -92,8 +93,10 @@ impl Outbox {
             let record_bytes = base.record_bytes.min(sizes.record_bytes);
             wal::Options { max_segments: size.segments, record_bytes, on_change, ..base }
         };
+        let guard = Arc::clone(directory.guard());
+        let storage: Arc<dyn Storage> = Arc::new(Guarded { disk: Arc::clone(&options.storage), guard });
         let open = |path: PathBuf, log_options: wal::Options| {
-            Wal::open(Arc::clone(&options.storage), &path, log_options)
+            Wal::open(Arc::clone(&storage), &path, log_options)
                 .map_err(|source| OutboxError::Log { directory: options.directory.clone(), source })
         };
         let wal_options = log_options(sizes.wal);

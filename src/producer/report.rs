@@ -118,10 +118,10 @@ impl Core {
         let status = self.status(&stats, &snapshot, state);
         let now = std::time::Instant::now();
         let mut file = lock(&self.status);
-        let written = match state {
+        let written = self.outbox.check_owner().and_then(|()| match state {
             Lifecycle::Closed => file.write(&status, now).map(|()| true),
             Lifecycle::Running | Lifecycle::Unknown => file.offer(&status, now),
-        };
+        });
         if let Err(error) = written {
             tracing::debug!(%error, "the file `status` could not be written");
         }

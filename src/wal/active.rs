@@ -14,6 +14,7 @@ use super::shared::Shared;
 use super::space::{self, Prepared};
 use super::state::SegmentInfo;
 use super::{BLOCK, Lsn, round_up};
+use crate::planted::{self, Planted};
 
 /// A group that could not be written, whole, and why.
 pub(super) struct Failed {
@@ -86,9 +87,25 @@ impl Active {
 
     /// Makes everything written durable, and returns it. After an error the segment must not be used any more.
     pub fn sync(&mut self) -> Result<Vec<Written>, WalError> {
-        self.file.sync_data().map_err(WalError::io("sync", &self.path))?;
+        let mut synced = self.file.sync_data();
+        if synced.is_err() && planted::is(Planted::RetryFailedSync) {
+            synced = self.file.sync_data();
+        }
+        synced.map_err(WalError::io("sync", &self.path))?;
         self.synced_end = self.offset;
         Ok(std::mem::take(&mut self.unsynced))
+    }
+
+    /// The segment an open found, to be written on: what must never be done.
+    #[cfg(feature = "planted")]
+    pub fn found(shared: &Shared, info: SegmentInfo) -> Option<Self> {
+        let path = segment::path(&shared.directory, info.number);
+        let file = shared.storage.open(&path).ok()?;
+        let mut block = vec![0; BLOCK as usize];
+        file.read_at(&mut block, 0).ok()?;
+        let header = SegmentHeader::decode(&block).ok()?;
+        let (number, salt, limit) = (info.number, header.salt, header.segment_bytes);
+        Some(Self { number, path, salt, file, offset: info.end, synced_end: info.end, limit, unsynced: Vec::new() })
     }
 
     /// What was written in vain, to be logged again.
@@ -211,6 +228,9 @@ fn failed(error: WalError, group: Group) -> Box<Failed> {
 }
 
 fn named(shared: &Shared) -> Result<(), WalError> {
+    if planted::is(Planted::SkipDirectorySync) {
+        return Ok(());
+    }
     let directory: &Path = &shared.directory;
     shared.storage.sync_directory(directory).map_err(WalError::io("sync directory", directory))
 }

@@ -17,6 +17,7 @@ use super::queue::{self, Barrier, Group};
 use super::shared::{Shared, TailFrame, Trouble};
 use super::state::SegmentInfo;
 use super::{BLOCK, Lsn, Settled, round_up};
+use crate::planted::{self, Planted};
 
 /// After settlements could not be written, how long until they are tried again without company.
 const RETRY: Duration = Duration::from_secs(1);
@@ -49,7 +50,8 @@ struct Intake {
 
 impl Committer {
     pub fn new(shared: Arc<Shared>, next_number: u64) -> Self {
-        let committer = Self {
+        #[cfg_attr(not(feature = "planted"), allow(unused_mut, reason = "the planted fault changes it"))]
+        let mut committer = Self {
             shared,
             active: None,
             next_number,
@@ -60,6 +62,11 @@ impl Committer {
             settlements: 0,
             barriers: Vec::new(),
         };
+        #[cfg(feature = "planted")]
+        if planted::is(Planted::WriteIntoFound) {
+            let last = committer.shared.view().segments.values().next_back().copied();
+            committer.active = last.and_then(|last| Active::found(&committer.shared, last));
+        }
         // What was settled before, too: a full log takes nothing, so that no settlement would ever come to do it.
         committer.recycle();
         committer
@@ -197,6 +204,8 @@ impl Committer {
         self.unsynced_since.get_or_insert(now);
         if urgent {
             self.sync(now);
+        } else if planted::is(Planted::RecycleOnLedgersWord) {
+            self.recycle_unsynced();
         }
     }
 
@@ -206,6 +215,11 @@ impl Committer {
 
     /// Makes durable what was written; if that fails, logs it again in a new segment.
     pub fn sync(&mut self, now: Instant) {
+        let Some(active) = &mut self.active else { return };
+        if planted::is(Planted::AckBeforeSync) {
+            let written = std::mem::take(&mut active.unsynced);
+            self.acknowledge(written, now);
+        }
         let Some(active) = &mut self.active else { return };
         match active.sync() {
             Ok(written) => self.acknowledge(written, now),
@@ -389,6 +403,15 @@ impl Committer {
             let mut space = self.shared.space();
             gone.into_iter().for_each(|(number, failed)| space.recycle(number, failed));
         }
+    }
+
+    /// Recycles by what is written and not yet synced: what must never be done.
+    fn recycle_unsynced(&self) {
+        for frame in self.active.iter().flat_map(|active| &active.unsynced) {
+            // A frame of our own, and a planted fault: what it cannot apply it leaves.
+            let _ = self.shared.view().state.apply(&FrameView::trusted(frame.header, &frame.bytes));
+        }
+        self.recycle();
     }
 
     fn publish_room(&self) {

@@ -17,6 +17,7 @@ use super::segment::{self, Name, SegmentHeader};
 use super::state::{CheckpointReader, SegmentInfo, State};
 use super::storage::Storage;
 use super::{BLOCK, Damage, Lsn, Options};
+use crate::planted::{self, Planted};
 
 /// What an open found.
 #[derive(Clone, Debug)]
@@ -103,6 +104,9 @@ pub(super) fn recover(
         // Whether the last frame was acknowledged cannot be told; its LSNs are not used again.
         let most = u64::from(options.frame_bytes.max(options.record_bytes)) / RECORD_HEADER as u64;
         walk.state.burn_to(walk.state.next_lsn.saturating_add(most));
+    }
+    if planted::is(Planted::ReuseAckedLsn) {
+        walk.state.next_lsn = last_acked.max(1);
     }
     let intact = walk.damage.is_empty();
     walk.missing(&segments, &numbers);

@@ -110,3 +110,20 @@ pub fn setting(name: &str, default: u64) -> u64 {
     let value = std::env::var(name).ok();
     value.map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
 }
+
+/// Runs one test of this binary in a process that has a planted fault, and fails unless the test catches it. Without
+/// the fault the test has to pass: it is one of those that run by themselves.
+#[cfg(feature = "planted")]
+#[track_caller]
+pub fn assert_caught(test: &str, fault: &str, rounds: u64) {
+    let mut command = Command::new(std::env::current_exe().expect("the test binary's path"));
+    command.args([test, "--exact", "--nocapture", "--include-ignored", "--test-threads=1"]);
+    command.env("OUTLAST_PLANTED", fault).env("OUTLAST_TEST_ROUNDS", rounds.to_string()).stdin(Stdio::null());
+    let output = command.output().expect("the test binary runs");
+    let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
+    assert!(said.contains("running 1 test"), "there is no test {test}:\n{said}");
+    assert!(said.contains(&format!("planted: {fault}")), "{test} never comes by the planted fault:\n{said}");
+    assert_eq!(output.status.code(), Some(101), "{test} does not catch {fault}:\n{said}");
+    let panic = said.lines().skip_while(|line| !line.contains("panicked at")).take(4).collect::<Vec<_>>();
+    println!("{fault}: caught by {test}: {}", panic.join(" | "));
+}

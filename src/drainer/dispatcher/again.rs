@@ -6,8 +6,9 @@ use super::send::is_share_full;
 use super::{Dispatcher, lock};
 use crate::drainer::entry::{Entry, Phase};
 use crate::message::Outgoing;
+use crate::planted::{self, Planted};
 use crate::transport::Failure;
-use crate::wal::Lsn;
+use crate::wal::{Lsn, Mark};
 
 /// How an attempt to hand over a stored message went.
 #[derive(Debug)]
@@ -69,6 +70,9 @@ impl Dispatcher {
                 return Attempt::NoRoom;
             }
             return Attempt::Refused(failure);
+        }
+        if planted::is(Planted::SettleBeforeDelivery) {
+            self.outbox.settle(Mark::Delivered, again.lsn, &entry.message);
         }
         if let Some(lane) = entry.lane() {
             slot.stored -= u32::from(again.counted).min(slot.stored);

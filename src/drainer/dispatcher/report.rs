@@ -8,6 +8,7 @@ use crate::drainer::entry::{Entry, Phase, Storing, Verdict};
 use crate::drainer::mailbox::Mail;
 use crate::drainer::slot::Slot;
 use crate::message::Position;
+use crate::planted::{self, Planted};
 use crate::receipt::Fate;
 use crate::transport::{Failure, Outcome};
 use crate::wal::{Lsn, Mark};
@@ -46,6 +47,13 @@ impl Dispatcher {
                 self.counters.delivered.fetch_add(1, Ordering::Relaxed);
                 state.reservation = None;
                 state.tell(Verdict::Delivered(position));
+            }
+            Storing::Queued(lsn) if planted::is(Planted::SettleBeforeSync) => {
+                state.delivered = Some(position);
+                state.tell(Verdict::Delivered(position));
+                drop(state);
+                self.settle(entry, lsn, position);
+                return;
             }
             Storing::Queued(_) => {
                 // Settled as soon as the disk has it: `appended` looks here.

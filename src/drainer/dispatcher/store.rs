@@ -12,6 +12,7 @@ use crate::drainer::mailbox::Mail;
 use crate::drainer::slot::Slot;
 use crate::error::SendErrorKind;
 use crate::outbox::AppendResult;
+use crate::planted::{self, Planted};
 
 impl Dispatcher {
     /// Stores a message, and before it every message of its lane that is in play and not stored: LSN order within a
@@ -29,6 +30,10 @@ impl Dispatcher {
         let mut state = entry.state();
         let waited = state.phase == Phase::Waiting;
         let owned = state.phase == Phase::Owned;
+        if planted::is(Planted::DropWithFuture) && state.waiter.as_ref().is_some_and(oneshot::Sender::is_closed) {
+            state.given_up = true;
+            return;
+        }
         let (dispatcher, stored) = (Arc::clone(self), Arc::clone(entry));
         let lsn = self.outbox.append(&entry.message, move |result| dispatcher.appended(&stored, result));
         state.storing = Storing::Queued(lsn);

@@ -1,0 +1,27 @@
+//! The harness is seen to catch what it is there for: with a fault planted, it fails. Chance has a part in it, so there
+//! are many rounds; the first that fails ends them.
+
+use crate::shows::assert_caught;
+
+const SIGKILL: &str = "what_was_acknowledged_survives_sigkill_at_any_time";
+const ROUNDS: u64 = 500;
+
+#[test]
+fn planted_settle_before_delivery_is_caught() {
+    assert_caught(SIGKILL, "settle-before-delivery", ROUNDS);
+}
+
+#[test]
+fn planted_reuse_acked_lsn_is_caught() {
+    assert_caught(SIGKILL, "reuse-acked-lsn", ROUNDS);
+}
+
+#[test]
+fn planted_lose_gate_is_caught() {
+    assert_caught(SIGKILL, "lose-gate", ROUNDS);
+}
+
+#[test]
+fn planted_drop_with_future_is_caught() {
+    assert_caught(SIGKILL, "drop-with-future", ROUNDS);
+}
