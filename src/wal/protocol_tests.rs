@@ -385,7 +385,7 @@ fn a_sync_does_not_vouch_for_settlements_that_have_to_wait() {
         waiting.join().expect("it returns")
     });
     assert!(told.is_err_and(|error| matches!(*error, WalError::Scattered { most: 1 })));
-    assert_eq!((wal.state().ranges, wal.unlogged_settlements()), (1, 1));
+    assert_eq!(wal.unlogged_settlements(), 2);
 }
 
 #[test]
