@@ -54,7 +54,9 @@ fn open(path: &Path) {
     for _ in 0..1000 {
         match scan.advance(|_| None).expect("it can be read") {
             Scanned::End => break,
-            Scanned::Damaged(damage) => outbox.set_aside(&damage),
+            Scanned::Damaged(damage) => {
+                outbox.set_aside(&damage);
+            }
             Scanned::Frame { records, .. } => {
                 for record in records {
                     if let Entry::Message(outgoing) = record.body {

@@ -81,7 +81,9 @@ impl Open {
         loop {
             match scan.advance(|_| None).expect("readable") {
                 Scanned::Frame { records, .. } => read.extend(records.iter().map(|record| record.lsn)),
-                Scanned::Damaged(damage) => self.outbox.set_aside(&damage),
+                Scanned::Damaged(damage) => {
+                    self.outbox.set_aside(&damage);
+                }
                 Scanned::End => return read,
             }
         }

@@ -71,7 +71,7 @@ impl Settling {
     /// Settles what cannot be read, or was never there; `None` if all of it is settled. What is settled already is left
     /// out: the log takes a settlement whose first LSN it knows for one that is told twice.
     pub fn give_up(&mut self, first: Lsn, last: Lsn) -> Option<Settled> {
-        let ranges = self.settled.missing(first, last);
+        let ranges: Vec<_> = self.settled.gaps_within(first, last).collect();
         self.settled.insert(first, last);
         (!ranges.is_empty()).then_some(Settled { mark: Mark::Damaged, ranges, totals: Vec::new() })
     }

@@ -11,6 +11,7 @@
 //! but a settlement that is itself synced, and to take a message that it could not give back.
 
 mod active;
+mod audit;
 mod codec;
 mod committer;
 mod control;
@@ -49,11 +50,12 @@ mod stray;
 #[cfg(test)]
 mod tests;
 
+pub use audit::{Audit, Flaw, FlawKind, Lsns, MOST_FLAWS, audit};
 pub use error::{DecodeError, ReadError, WalError};
 #[cfg(any(test, feature = "testing"))]
 pub use frame::wrap;
 pub use frame::{FrameKind, FrameView, Identity, decode_frame};
-pub use locate::{outbox_of, segment_path};
+pub use locate::{number_in, outbox_of, segment_path};
 pub use log::{SpaceInfo, Stepper, Summary, Turn, Wal};
 #[cfg(any(test, feature = "testing"))]
 pub use model::{Fault, ModelStorage, Operation};

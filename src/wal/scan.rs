@@ -112,6 +112,13 @@ impl SegmentFile {
         Ok(None)
     }
 
+    /// The same for an audit of a disk that stays unreadable in places: those are passed over.
+    pub fn next_readable(&self, from: u32, end: u32) -> Option<Frame> {
+        let length = self.file.length().map_or(u32::MAX, |length| u32::try_from(length).unwrap_or(u32::MAX));
+        let mut offsets = (round_up(u64::from(from))..u64::from(end.min(length))).step_by(BLOCK as usize);
+        offsets.find_map(|offset| self.good(offset as u32).ok().flatten())
+    }
+
     fn good(&self, offset: u32) -> io::Result<Option<Frame>> {
         match self.frame_header(offset)? {
             Ok(_) => Ok(self.frame(offset)?.ok()),
