@@ -53,6 +53,13 @@ pub fn file(input: &mut Input<'_>, number: u64) -> Vec<u8> {
     bytes
 }
 
+/// Whether the header of a segment names a first LSN that is beyond those of its frames.
+pub fn contradicts(segment: &[u8]) -> bool {
+    let number = |bytes: &[u8], at: usize| bytes[at..at + 8].iter().rev().fold(0, |sum, &b| sum << 8 | u64::from(b));
+    let frames = segment.chunks(BLOCK).skip(1).filter(|frame| frame.len() >= 80 && frame.starts_with(b"OLFR"));
+    segment.len() >= 104 && frames.map(|frame| number(frame, 24)).any(|first| first < number(segment, 56))
+}
+
 /// Writes into headers what recovery expects to find there.
 fn place(bytes: &mut [u8], number: u64) {
     if bytes.len() < 104 {
@@ -86,9 +93,9 @@ type Records = BTreeMap<(Lsn, MessageId), Outgoing>;
 ///
 /// What cannot be opened has a typed error and stays as it is. What can be opened is readable to its end without
 /// going in circles; takes messages; and opens again: what was acknowledged in between is there, and so is what was read
-/// and not settled, unless the log contradicts itself: headers that name other LSNs than their frames have, say, which
-/// no damage makes of what was written.
-pub fn examine(storage: &ModelStorage, crash: Option<u64>) {
+/// and not settled, unless the log contradicts itself, as no damage makes of what was written: a header that names other
+/// LSNs than its frames have ([`contradicts`]), counts that are not those of the records.
+pub fn examine(storage: &ModelStorage, crash: Option<u64>, mut contradicts: bool) {
     let Ok(mut first) = Life::begin(storage) else { return };
     let (mut expected, damage) = first.read();
     for lost in first.damage.iter().chain(&damage) {
@@ -98,7 +105,8 @@ pub fn examine(storage: &ModelStorage, crash: Option<u64>) {
     let end = first.wal.state().next_lsn;
     expected.retain(|&(lsn, _), _| lsn < end && !first.settled(lsn));
     let pending: u64 = first.wal.state().routes.iter().map(|(_, pending)| pending.count).sum();
-    if pending != expected.len() as u64 {
+    contradicts |= pending != expected.len() as u64;
+    if contradicts {
         expected.clear();
     }
     let acknowledged = Arc::new(Mutex::new(BTreeMap::new()));
