@@ -69,24 +69,32 @@ pub fn message(number: u64) -> Message {
     Message::to(topic(number)).key(key(number).to_string()).payload(payload(number))
 }
 
-/// Appends lines, one write each.
+/// Appends lines, one write each. A kill may tear one, for want of memory even in its middle: a whole one ends in `END`.
 pub struct Lines(File);
+
+/// The end of a whole line.
+const END: &str = " .";
 
 impl Lines {
     pub fn to(dir: &Path, name: &str) -> Self {
-        Self(OpenOptions::new().create(true).append(true).open(dir.join(name)).unwrap())
+        let mut file = OpenOptions::new().create(true).append(true).open(dir.join(name)).unwrap();
+        // Whoever wrote before may have torn its last line.
+        file.write_all(b"\n").expect("the oracle's disk works");
+        Self(file)
     }
 
     pub fn put(&mut self, line: fmt::Arguments<'_>) {
-        self.0.write_all(format!("{line}\n").as_bytes()).expect("the oracle's disk works");
+        self.0.write_all(format!("{line}{END}\n").as_bytes()).expect("the oracle's disk works");
     }
 }
 
-/// The whole lines of a file. A torn last line was never said.
+/// The whole lines of a file, in words. A torn one was never said.
 pub fn read(dir: &Path, name: &str) -> Vec<Vec<String>> {
     let text = std::fs::read_to_string(dir.join(name)).unwrap_or_default();
+    // Without its last line feed a line may still be on its way.
     let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-    whole.lines().map(|line| line.split(' ').map(str::to_owned).collect()).collect()
+    let words = |line: &str| line.strip_suffix(END).map(|line| line.split(' ').map(str::to_owned).collect());
+    whole.lines().filter_map(words).collect()
 }
 
 /// A broker that puts down what it takes, and refuses poison.
