@@ -322,7 +322,7 @@ impl fmt::Debug for Lane {
 }
 
 /// An accepted message on its way: what a [`Transport`](crate::transport::Transport) is handed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outgoing {
     /// The identity, the same in every attempt.
     pub id: MessageId,

@@ -1,17 +1,23 @@
 //! What could not be read is copied to `damaged/` before its segment is used again: nothing is thrown away.
 //!
 //! `MANIFEST` there has a line of JSON for each thing that was put there: what, from where, why and when.
+//!
+//! Assumes that the outbox's lock is held. Refuses to say that something was kept before its bytes and its name are on
+//! the disk: who is told so settles what was damaged.
 
-use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::Serialize;
 
 use super::directory::{DirectoryError, Paths};
-use super::files::{self, Durability};
-use crate::wal::{Damage, segment_path};
+use super::files;
+use crate::wal::{Damage, DiskStorage, File, Storage, segment_path};
+
+/// Bytes copied at a time.
+const CHUNK: usize = 1 << 20;
 
 /// The log a damage is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,95 +29,106 @@ pub enum From {
 }
 
 /// A line of the manifest. Paths are relative to the outbox's directory.
-#[derive(Clone, Debug, Serialize)]
-pub struct Note<'a> {
+#[derive(Serialize)]
+struct Note<'a> {
+    at: String,
     /// What was put there.
-    pub kept: &'a Path,
+    kept: &'a Path,
     /// Where it comes from.
-    pub from: &'a Path,
-    /// Where in the file it began.
-    pub offset: u64,
-    /// How many bytes it has.
-    pub length: u64,
-    /// The LSNs that were lost with it, if there are any.
-    pub lsns: Option<(u64, u64)>,
-    /// Why it was put there.
-    pub why: &'a str,
+    from: &'a Path,
+    /// Where in the file it began, and how many bytes it has.
+    offset: u64,
+    length: u64,
+    /// The LSNs that were in it, if there are any.
+    lsns: Option<(u64, u64)>,
+    why: &'a str,
 }
 
 /// Adds a line to the manifest; it is durable when this returns. A line that a crash cut short is ended.
-pub fn note(paths: &Paths, note: &Note<'_>) -> Result<(), DirectoryError> {
-    #[derive(Serialize)]
-    struct Line<'a> {
-        at: String,
-        #[serde(flatten)]
-        note: &'a Note<'a>,
-    }
-    let path = paths.damaged().join("MANIFEST");
+fn note(storage: &dyn Storage, paths: &Paths, note: &Note<'_>) -> Result<(), DirectoryError> {
+    let (directory, path) = (paths.damaged(), paths.damaged().join("MANIFEST"));
     let failed = |error| DirectoryError::io(&path, "write", error);
-    let at = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
-    let line = serde_json::to_string(&Line { at, note }).map_err(|error| failed(error.into()))?;
-    let new = !path.exists();
-    let mut file = files::open_or_create(&path)?;
-    let cut = if ends_in_a_line(&mut file).map_err(failed)? { "" } else { "\n" };
-    file.write_all(format!("{cut}{line}\n").as_bytes()).and_then(|()| file.sync_data()).map_err(failed)?;
-    if new { files::sync_directory(&paths.damaged()) } else { Ok(()) }
+    let line = serde_json::to_string(note).map_err(|error| failed(error.into()))?;
+    let file = match storage.open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => storage.create_new(&path),
+        opened => opened,
+    };
+    let file = file.map_err(failed)?;
+    let end = file.length().map_err(failed)?;
+    let mut last = [b'\n'];
+    file.read_at(&mut last, end.saturating_sub(1)).map_err(failed)?;
+    let cut = if last == [b'\n'] { "" } else { "\n" };
+    file.write_at(format!("{cut}{line}\n").as_bytes(), end).and_then(|()| file.sync_data()).map_err(failed)?;
+    storage.sync_directory(&directory).map_err(|error| DirectoryError::io(&directory, "sync", error))
 }
 
-/// Goes to the end of a file, and says whether the last line there is whole.
-fn ends_in_a_line(file: &mut File) -> io::Result<bool> {
-    let mut last = [b'\n'];
-    if file.seek(SeekFrom::End(0))? > 0 {
-        file.seek(SeekFrom::End(-1))?;
-        file.read_exact(&mut last)?;
-    }
-    Ok(last == [b'\n'])
+fn now() -> String {
+    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
 /// Copies the bytes of a damage, as far as there are any, under a name that says where they were, which LSNs were in
 /// them, and, if not all of them, how many were lost.
-pub fn keep(paths: &Paths, log: From, damage: &Damage, lost: u64) -> Result<(), DirectoryError> {
+pub fn keep(storage: &dyn Storage, paths: &Paths, log: From, damage: &Damage, lost: u64) -> Result<(), DirectoryError> {
     let Damage { segment, offset, first_lsn, last_lsn, .. } = damage;
+    let directory = paths.damaged();
     let all = last_lsn.saturating_add(1).saturating_sub(*first_lsn);
     let of_them = if lost == all { String::new() } else { format!("-{lost}") };
     // The name alone tells what was lost, also where there are no bytes: a segment that is missing.
-    let (directory, name) = match log {
-        From::Wal => (paths.wal(), format!("{segment:016x}-{offset:08x}-{first_lsn}-{last_lsn}{of_them}.bytes")),
+    let name = format!("{segment:016x}-{offset:08x}-{first_lsn}-{last_lsn}{of_them}");
+    let (source, name) = match log {
+        From::Wal => (segment_path(&paths.wal(), *segment), format!("{name}.bytes")),
         // Not counted among the messages.
-        From::Dead => (paths.dead(), format!("dead-{segment:016x}-{offset:08x}-{first_lsn}-{last_lsn}{of_them}.dead")),
+        From::Dead => (segment_path(&paths.dead(), *segment), format!("dead-{name}.dead")),
     };
-    let target = paths.damaged().join(&name);
-    if target.exists() {
-        return Ok(());
+    let (target, aside) = (directory.join(&name), directory.join(format!("{name}.tmp")));
+    let names = storage.list(&directory).map_err(|error| DirectoryError::io(&directory, "list", error))?;
+    if !names.contains(&name) {
+        match storage.unlink(&aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(DirectoryError::io(&aside, "remove", error));
+            }
+            // A crash may have left one half written.
+            Ok(()) | Err(_) => {}
+        }
+        copy(storage, &source, damage, &aside)?;
+        // Before the copy has its name, which says that all of this was done.
+        let (kept, from) = (Path::new("damaged").join(&name), source.strip_prefix(paths.root()).unwrap_or(&source));
+        let lsns = (first_lsn <= last_lsn).then_some((*first_lsn, *last_lsn));
+        let (offset, length, why) = (u64::from(*offset), u64::from(damage.length), &*damage.reason);
+        note(storage, paths, &Note { at: now(), kept: &kept, from, offset, length, lsns, why })?;
+        storage.rename(&aside, &target).map_err(|error| DirectoryError::io(&target, "replace", error))?;
     }
-    let source = segment_path(&directory, damage.segment);
-    let bytes = read(&source, damage).map_err(|error| DirectoryError::io(&source, "read", error))?;
-    // Before the copy, whose name says that all of this was done.
-    note(
-        paths,
-        &Note {
-            kept: &Path::new("damaged").join(&name),
-            from: source.strip_prefix(paths.root()).unwrap_or(&source),
-            offset: u64::from(*offset),
-            length: bytes.len() as u64,
-            lsns: (first_lsn <= last_lsn).then_some((*first_lsn, *last_lsn)),
-            why: &damage.reason,
-        },
-    )?;
-    files::replace(&target, &bytes, Durability::Synced)
+    // Also where it was there already: the process before may have died between the rename and this.
+    storage.sync_directory(&directory).map_err(|error| DirectoryError::io(&directory, "sync", error))
 }
 
-fn read(source: &Path, damage: &Damage) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    if damage.length == 0 {
-        return Ok(bytes);
-    }
-    let mut file = match File::open(source) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(bytes),
-        opened => opened?,
+fn copy(storage: &dyn Storage, source: &Path, damage: &Damage, target: &Path) -> Result<(), DirectoryError> {
+    let from = match storage.open_read(source) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        opened => Some(opened.map_err(|error| DirectoryError::io(source, "open", error))?),
     };
-    file.seek(SeekFrom::Start(u64::from(damage.offset)))?;
-    file.take(u64::from(damage.length)).read_to_end(&mut bytes)?;
+    let failed = |error| DirectoryError::io(target, "write", error);
+    let to = storage.create_new(target).map_err(failed)?;
+    if let Some(from) = from {
+        let read = |error| DirectoryError::io(source, "read", error);
+        let (mut done, length) = (0, damage.length as usize);
+        while done < length {
+            let bytes =
+                chunk(&*from, u64::from(damage.offset) + done as u64, CHUNK.min(length - done)).map_err(read)?;
+            if bytes.is_empty() {
+                break;
+            }
+            to.write_at(&bytes, done as u64).map_err(failed)?;
+            done += bytes.len();
+        }
+    }
+    to.sync_data().map_err(failed)
+}
+
+fn chunk(file: &dyn File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
+    let read = file.read_at(&mut bytes, offset)?;
+    bytes.truncate(read);
     Ok(bytes)
 }
 
@@ -124,25 +141,21 @@ pub fn move_aside(paths: &Paths, from: &Path, why: &str) -> Result<PathBuf, Dire
     let name = names.into_iter().find(free).unwrap_or_default();
     let (source, kept) = (paths.root().join(from), Path::new("damaged").join(&name));
     let length = fs::symlink_metadata(&source).map_err(|error| DirectoryError::io(&source, "look at", error))?.len();
-    note(paths, &Note { kept: &kept, from, offset: 0, length, lsns: None, why })?;
-    let target = paths.root().join(&kept);
-    fs::rename(&source, &target).map_err(|error| DirectoryError::io(&source, "move aside", error))?;
+    note(&DiskStorage, paths, &Note { at: now(), kept: &kept, from, offset: 0, length, lsns: None, why })?;
+    fs::rename(&source, paths.root().join(&kept)).map_err(|error| DirectoryError::io(&source, "move aside", error))?;
     // Its new name first: a power cut in between leaves two names, not none.
     files::sync_directory(&paths.damaged())?;
-    if let Some(parent) = source.parent() {
-        files::sync_directory(parent)?;
-    }
-    Ok(kept)
+    source.parent().map_or(Ok(()), files::sync_directory).map(|()| kept)
 }
 
 /// How many messages were set aside, by the names of what was kept.
-pub fn count(paths: &Paths) -> u64 {
-    let Ok(entries) = std::fs::read_dir(paths.damaged()) else { return 0 };
-    let lost = |name: &str| {
+pub fn count(storage: &dyn Storage, paths: &Paths) -> u64 {
+    let Ok(names) = storage.list(&paths.damaged()) else { return 0 };
+    let lost = |name: &String| {
         let mut parts = name.strip_suffix(".bytes")?.split('-').skip(2);
         let (first, last): (u64, u64) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
         let all = last.saturating_add(1).saturating_sub(first);
         parts.next().map_or(Some(all), |of_them| of_them.parse().ok())
     };
-    entries.flatten().filter_map(|entry| lost(entry.file_name().to_str()?)).sum()
+    names.iter().filter_map(lost).fold(0, u64::saturating_add)
 }

@@ -39,8 +39,7 @@ impl Outbox {
     pub fn set_aside_dead(&self, damage: &Damage) -> bool {
         let open: Vec<(Lsn, Lsn)> = self.dead_settled.gaps_within(damage.first_lsn, damage.last_lsn).collect();
         let lost = open.iter().map(|(first, last)| last - first + 1).sum();
-        let kept = || damaged::keep(self.directory.paths(), damaged::From::Dead, damage, lost);
-        if let Err(error) = self.check_owner().and_then(|()| kept()) {
+        if let Err(error) = damaged::keep(&*self.storage, self.directory.paths(), damaged::From::Dead, damage, lost) {
             tracing::error!(%error, "what was damaged could not be copied to damaged/; it stays where it is");
             return false;
         }
@@ -57,30 +56,42 @@ impl Outbox {
 
     /// Requeues ([`Mark::Requeued`]) or purges the dead letters that `takes` takes; returns how many.
     pub fn change_dead(&self, mark: Mark, takes: impl Fn(Lsn, &DeadLetter) -> bool) -> Result<u64, DeadError> {
-        let settled = self.dead_settled.clone();
-        let reader = self.dead.reader();
-        let mut cursor = reader.seek(settled.prefix() + 1, None)?;
         let mut count = 0;
         let mut batch: Vec<(Lsn, DeadLetter)> = Vec::new();
+        self.each_dead(|number, letter| {
+            if takes(number, &letter) {
+                batch.push((number, letter));
+            }
+            if batch.len() < BATCH {
+                return Ok(());
+            }
+            count += batch.len() as u64;
+            self.change_batch(mark, std::mem::take(&mut batch))
+        })?;
+        count += batch.len() as u64;
+        self.change_batch(mark, batch)?;
+        Ok(count)
+    }
+
+    /// Each dead letter that there was at the opening or that came since, with its number among them.
+    pub fn each_dead(&self, mut each: impl FnMut(Lsn, DeadLetter) -> Result<(), DeadError>) -> Result<(), DeadError> {
+        let settled = &self.dead_settled;
+        let reader = self.dead.reader();
+        let mut cursor = reader.seek(settled.prefix() + 1, None)?;
         loop {
-            let step = reader.next(&mut cursor)?;
-            let end = matches!(step, Step::End);
-            if let Step::Frame { records, .. } = step {
-                for record in records {
-                    if let Entry::Dead(letter) = record.body
-                        && !settled.contains(record.lsn)
-                        && takes(record.lsn, &letter)
-                    {
-                        batch.push((record.lsn, letter));
+            match reader.next(&mut cursor)? {
+                Step::Frame { records, .. } => {
+                    for record in records {
+                        if let Entry::Dead(letter) = record.body
+                            && !settled.contains(record.lsn)
+                        {
+                            each(record.lsn, letter)?;
+                        }
                     }
                 }
-            }
-            if batch.len() >= BATCH || end {
-                count += batch.len() as u64;
-                self.change_batch(mark, std::mem::take(&mut batch))?;
-            }
-            if end {
-                return Ok(count);
+                // Reported when the outbox was opened.
+                Step::Damaged(_) => {}
+                Step::End => return Ok(()),
             }
         }
     }
@@ -94,7 +105,7 @@ impl Outbox {
                 self.append(&letter.outgoing, move |result| drop(sender.send(result)));
             }
             drop(sender);
-            for result in appended {
+            while let Some(result) = self.wal.answer(&appended) {
                 result?;
             }
         }

@@ -23,12 +23,14 @@ mod space;
 mod status;
 mod totals;
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 pub use damaged::count as set_aside_in;
-pub use directory::{Directory, DirectoryError, Inspected, OWN_NAMES, Paths};
+pub use dead::DeadError;
+pub use directory::{Directory, DirectoryError, DirectoryOptions, Inspected, OWN_NAMES, Paths};
 pub use files::{Owner, check_file};
 pub use identity::{Identity, OutboxId, hex};
 pub use ledger::{LedgerHealth, LedgerState};
@@ -45,7 +47,12 @@ use totals::Totals;
 
 use crate::clock;
 use crate::message::{MessageId, Outgoing, Route};
-use crate::wal::{Damage, EntryRef, Lsn, Mark, Pending, Place, RangeSet, Settled, Wal, WalError};
+use crate::wal::{Damage, EntryRef, Lsn, Mark, Pending, Place, RangeSet, Settled, Storage, Wal, WalError};
+
+thread_local! {
+    /// Whether this thread is inside [`Outbox::append`].
+    static APPENDING: Cell<bool> = const { Cell::new(false) };
+}
 
 /// What became of an append.
 pub type AppendResult = Result<Lsn, Arc<WalError>>;
@@ -78,7 +85,8 @@ pub struct Snapshot {
 
 /// Messages that are not lost.
 pub struct Outbox {
-    directory: Directory,
+    directory: Arc<Directory>,
+    storage: Arc<dyn Storage>,
     incarnation: u64,
     numbers: AtomicU64,
     wal: Wal,
@@ -140,15 +148,16 @@ impl Outbox {
     /// Stores a message: its place in the order is fixed when this returns; `done` is called on the log's thread once
     /// the disk has it, or never will.
     pub fn append(&self, message: &Outgoing, done: impl FnOnce(AppendResult) + Send + 'static) -> Lsn {
-        let caller = std::thread::current().id();
+        APPENDING.set(true);
         let lsn = self.wal.append(EntryRef::Message(message), move |result: AppendResult| {
-            if std::thread::current().id() == caller {
+            if APPENDING.get() {
                 // The log is closed and answers within the call; `done` may need a lock that the caller holds.
                 std::thread::spawn(move || done(result));
             } else {
                 done(result);
             }
         });
+        APPENDING.set(false);
         self.lock_totals().stored(&message.route, lsn, message.message.size() as u64, clock::unix_millis());
         lsn
     }
@@ -250,21 +259,15 @@ impl Outbox {
             first_lsn = damage.first_lsn, last_lsn = damage.last_lsn, segment = damage.segment, offset = damage.offset,
             reason = %damage.reason, "damage in the outbox: these LSNs are set aside"
         );
-        // Only what is not settled yet: the log drops a settlement whose first LSN it knows to be settled, whole.
-        let open = |settling: &Settling| -> Vec<(Lsn, Lsn)> {
-            settling.set().gaps_within(damage.first_lsn, damage.last_lsn).collect()
-        };
-        let lost = open(&self.lock_settling()).iter().map(|(first, last)| last - first + 1).sum();
-        let kept = || damaged::keep(self.directory.paths(), damaged::From::Wal, damage, lost);
-        if let Err(error) = self.check_owner().and_then(|()| kept()) {
+        let lost = self.lock_settling().set().gaps_within(damage.first_lsn, damage.last_lsn).map(size).sum();
+        if let Err(error) = damaged::keep(&*self.storage, self.directory.paths(), damaged::From::Wal, damage, lost) {
             // Not settled, so its segment stays as it is, and the next start comes across it again.
             tracing::error!(%error, "what was damaged could not be copied to damaged/; it stays where it is");
             return false;
         }
-        self.set_aside.fetch_add(lost, Ordering::Relaxed);
         let mut settling = self.lock_settling();
-        for (first, last) in open(&settling) {
-            let settled = settling.give_up(first, last);
+        if let Some(settled) = settling.give_up(damage.first_lsn, damage.last_lsn) {
+            self.set_aside.fetch_add(settled.ranges.iter().copied().map(size).sum(), Ordering::Relaxed);
             self.wal.settle(settled);
         }
         true
@@ -338,4 +341,9 @@ impl Outbox {
     fn lock_totals(&self) -> MutexGuard<'_, Totals> {
         self.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// How many LSNs a range has.
+fn size((first, last): (Lsn, Lsn)) -> u64 {
+    last - first + 1
 }

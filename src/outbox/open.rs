@@ -15,7 +15,7 @@ use super::space::Space;
 use super::totals::Totals;
 use super::{Found, Outbox};
 use crate::clock;
-use crate::wal::{self, DiskStorage, Storage, Wal, WalError};
+use crate::wal::{self, DiskStorage, Recovered, Storage, Wal, WalError};
 
 /// What an outbox is opened with.
 #[derive(Clone)]
@@ -80,7 +80,7 @@ impl Outbox {
             tracing::info!(directory = %directory.paths().root().display(), "an outbox is made");
         }
         let incarnation = clock::random_u64();
-        let changed: Arc<OnceLock<Box<dyn Fn() + Send + Sync>>> = Arc::new(OnceLock::new());
+        let changed = Changed::default();
         let sizes = Sizes::of(options, directory.paths());
         let log_options = |size: LogSize| {
             let changed = Arc::clone(&changed);
@@ -95,47 +95,92 @@ impl Outbox {
         };
         let guard = Arc::clone(directory.guard());
         let storage: Arc<dyn Storage> = Arc::new(Guarded { disk: Arc::clone(&options.storage), guard });
-        let open = |path: PathBuf, log_options: wal::Options| {
-            Wal::open(Arc::clone(&storage), &path, log_options)
-                .map_err(|source| OutboxError::Log { directory: options.directory.clone(), source })
+        let open = |path: PathBuf, options_of_log: wal::Options| -> Result<Log, OutboxError> {
+            let opened = Wal::open(Arc::clone(&storage), &path, options_of_log.clone());
+            let (wal, recovered) =
+                opened.map_err(|source| OutboxError::Log { directory: options.directory.clone(), source })?;
+            Ok(Log { wal, recovered, options: options_of_log })
         };
-        let wal_options = log_options(sizes.wal);
-        let (max_ranges, record_bytes) = (wal_options.max_ranges, u64::from(wal_options.record_bytes));
-        let (wal, recovered) = open(directory.paths().wal(), wal_options)?;
-        let dead_options = log_options(sizes.dead);
-        let (dead, recovered_dead) = open(directory.paths().dead(), dead_options)?;
-        // So that a dead letter finds room on a disk that is full by then.
-        dead.request(record_bytes);
+        let wal = open(directory.paths().wal(), log_options(sizes.wal))?;
+        let dead = open(directory.paths().dead(), log_options(sizes.dead))?;
         let ledger = Ledger::open(&directory.paths().ledger(), options.ledger.clone());
-        let mut damage = recovered.damage;
-        damage.extend(recovered_dead.damage);
+        Ok(Self::assemble(Arc::new(directory), storage, wal, dead, ledger, changed))
+    }
+
+    /// Opens the outbox without threads and without a ledger, for tests that must be repeatable: the directory is open
+    /// already and may be used again and again, and whoever holds the steppers (of the log, of the dead letters) does
+    /// the threads' work. What would wait for them calls [`wal::Options::while_waiting`].
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), less the directory's.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn open_stepped(
+        directory: Arc<Directory>,
+        storage: Arc<dyn Storage>,
+        wal: wal::Options,
+        dead: wal::Options,
+        ledger: Ledger,
+    ) -> Result<(Self, [wal::Stepper; 2]), WalError> {
+        let open = |path: PathBuf, options: wal::Options| {
+            let (wal, recovered, stepper) = Wal::open_stepped(Arc::clone(&storage), &path, options.clone())?;
+            Ok::<_, WalError>((Log { wal, recovered, options }, stepper))
+        };
+        let (wal, wal_stepper) = open(directory.paths().wal(), wal)?;
+        let (dead, dead_stepper) = open(directory.paths().dead(), dead)?;
+        let outbox = Self::assemble(directory, storage, wal, dead, ledger, Arc::default());
+        Ok((outbox, [wal_stepper, dead_stepper]))
+    }
+
+    fn assemble(
+        directory: Arc<Directory>,
+        storage: Arc<dyn Storage>,
+        wal: Log,
+        dead: Log,
+        ledger: Ledger,
+        changed: Changed,
+    ) -> Self {
+        let record_bytes = u64::from(wal.options.record_bytes);
+        // So that a dead letter finds room on a disk that is full by then.
+        dead.wal.request(record_bytes);
+        let routes = &wal.recovered.state.routes;
+        let mut damage = wal.recovered.damage;
+        damage.extend(dead.recovered.damage);
         let found = Found {
-            pending: recovered
-                .state
-                .routes
+            pending: routes
                 .iter()
                 .filter(|(_, pending)| pending.count > 0)
                 .map(|(route, pending)| (route.clone(), *pending))
                 .collect(),
-            last_lsn: recovered.next_lsn - 1,
+            last_lsn: wal.recovered.next_lsn - 1,
             damage,
         };
-        Ok(Self {
-            totals: Mutex::new(Totals::recovered(recovered.state.routes.iter())),
-            settling: Mutex::new(Settling::recovered(recovered.state.settled)),
-            space: Space::new(u64::from(sizes.wal.segment_bytes) / 2),
+        Self {
+            totals: Mutex::new(Totals::recovered(routes.iter())),
+            settling: Mutex::new(Settling::recovered(wal.recovered.state.settled)),
+            space: Space::new(u64::from(wal.options.segment_bytes) / 2),
             numbers: AtomicU64::new(1),
-            set_aside: AtomicU64::new(damaged::count(directory.paths())),
+            set_aside: AtomicU64::new(damaged::count(&*storage, directory.paths())),
+            incarnation: wal.options.incarnation,
             directory,
-            incarnation,
-            wal,
-            dead,
-            dead_settled: recovered_dead.state.settled,
+            storage,
+            max_ranges: wal.options.max_ranges,
+            wal: wal.wal,
+            dead: dead.wal,
+            dead_settled: dead.recovered.state.settled,
             ledger,
             found,
             changed,
-            max_ranges,
             record_bytes,
-        })
+        }
     }
 }
+
+/// A log that was opened.
+struct Log {
+    wal: Wal,
+    recovered: Recovered,
+    options: wal::Options,
+}
+
+/// Who is told of changes, once there is somebody.
+type Changed = Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>;

@@ -95,7 +95,8 @@ impl Committer {
             self.finish(now);
             return Turn::Done;
         }
-        if worked {
+        // A seal that failed leaves whoever waits for it; without a segment there is nothing to seal.
+        if worked || !intake.closing && self.is_ready() {
             return Turn::Again;
         }
         self.idle(now)

@@ -14,7 +14,8 @@ use crate::planted::{self, Planted};
 pub(super) const FRAME_HEADER: usize = 80;
 /// The version of frames and segment headers that is written.
 pub(super) const VERSION: u8 = 1;
-const MAGIC: [u8; 4] = *b"OLFR";
+pub(super) const MAGIC: [u8; 4] = *b"OLFR";
+const OFFSET: usize = 48;
 const BODY_CRC: usize = 72;
 const HEADER_CRC: usize = 76;
 
@@ -166,6 +167,11 @@ impl FrameHeader {
         most("synced end", 52, u64::from(self.synced_end), u64::from(self.offset))?;
         Ok(self)
     }
+}
+
+/// The offset that a header names, be it good or not.
+pub(super) fn stated_offset(raw: &[u8; FRAME_HEADER]) -> u32 {
+    u32::from_le_bytes([raw[OFFSET], raw[OFFSET + 1], raw[OFFSET + 2], raw[OFFSET + 3]])
 }
 
 /// Fills in the header of a frame whose records lie in `frame[FRAME_HEADER..]`. Length and checksums are computed.

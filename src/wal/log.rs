@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -85,6 +85,12 @@ impl Stepper {
     /// One turn of the preparer.
     pub fn prepare(&mut self, now: Instant) -> Turn {
         space::tick(&self.shared, now)
+    }
+
+    /// What [`Wal`]'s drop has the threads do: nothing more is written, and appends that wait get their error.
+    pub fn abandon(&mut self, now: Instant) {
+        self.shared.queue().abandoned = true;
+        self.committer.tick(now);
     }
 }
 
@@ -187,7 +193,7 @@ impl Wal {
             return;
         }
         let first = queue.controls_since.is_none();
-        queue.settle(settled, Instant::now());
+        queue.settle(settled, (self.shared.options.clock)());
         // The committer has to wake only if its next deadline moved.
         if first {
             self.wake(queue);
@@ -233,7 +239,19 @@ impl Wal {
             queue.barriers.push(Barrier { lsn, settlements, told });
             self.wake(queue);
         }
-        answer.recv().unwrap_or_else(|_| Err(Arc::new(WalError::Closed)))
+        self.answer(&answer).unwrap_or_else(|| Err(Arc::new(WalError::Closed)))
+    }
+
+    /// Waits for what the log's thread sends; `None` if nothing comes any more.
+    pub(crate) fn answer<T>(&self, from: &Receiver<T>) -> Option<T> {
+        let Some(work) = &self.shared.options.while_waiting else { return from.recv().ok() };
+        loop {
+            match from.try_recv() {
+                Ok(answer) => return Some(answer),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => work(),
+            }
+        }
     }
 
     /// Bytes (in [footprints](Self::footprint)) that are sure to find room in segments prepared already.
@@ -296,7 +314,7 @@ impl Wal {
             queue.barriers.push(Barrier { lsn: 0, settlements: 0, told });
             self.wake(queue);
         }
-        let answer = answer.recv().unwrap_or_else(|_| Err(Arc::new(WalError::Closed)));
+        let answer = self.answer(&answer).unwrap_or_else(|| Err(Arc::new(WalError::Closed)));
         self.stop();
         answer
     }

@@ -20,6 +20,8 @@ mod crash_tests;
 #[cfg(test)]
 mod damage_tests;
 mod error;
+#[cfg(test)]
+mod failing_tests;
 mod frame;
 mod locate;
 mod log;
@@ -40,6 +42,7 @@ mod shared;
 mod space;
 mod state;
 mod storage;
+mod stray;
 #[cfg(test)]
 mod tests;
 
@@ -119,7 +122,7 @@ pub enum EntryRef<'a> {
 }
 
 /// A message that was given up, and why.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeadLetter {
     /// The LSN it had in the log of messages.
     pub lsn: Lsn,

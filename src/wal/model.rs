@@ -2,8 +2,11 @@
 //!
 //! Each file has a live image and a durable one; a name is durable once its directory was synced. [`crash`] leaves the
 //! durable images, with any of the unsynced writes in any order, torn into sectors of 512 bytes, and with any prefix
-//! of the unsynced changes of names. A failed sync drops pages as Linux does: what was dirty is clean, and the next
-//! sync says yes. It is repeatable: the seed decides everything, if the calls come in the same order.
+//! of each directory's unsynced changes of names. A failed sync drops pages as Linux does: what was dirty is clean, and
+//! the next sync says yes. It is repeatable: the seed decides everything, if the calls come in the same order.
+//!
+//! It assumes what [`Storage`] assumes, and no more: it refuses to keep anything that nobody synced, but never damages
+//! what was.
 //!
 //! [`crash`]: ModelStorage::crash
 
@@ -13,61 +16,16 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::storage::{File, Storage};
+pub use call::{Fault, Operation};
+use image::Image;
 
-const SECTOR: usize = 512;
+mod call;
+mod image;
+#[cfg(test)]
+mod tests;
 
-/// A call to the storage, by the name the file had.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Operation {
-    /// A file was created.
-    Create(PathBuf),
-    /// A file was opened.
-    Open(PathBuf),
-    /// Bytes were read.
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// From where.
-        offset: u64,
-        /// How many at most.
-        length: usize,
-    },
-    /// Bytes were written.
-    Write {
-        /// The file.
-        path: PathBuf,
-        /// To where.
-        offset: u64,
-        /// How many.
-        length: usize,
-    },
-    /// Blocks were set aside.
-    Allocate(PathBuf),
-    /// A file was synced.
-    Sync(PathBuf),
-    /// A file was renamed.
-    Rename(PathBuf, PathBuf),
-    /// A file was removed.
-    Unlink(PathBuf),
-    /// A directory was synced.
-    SyncDirectory(PathBuf),
-}
-
-impl Operation {
-    /// Whether it changes something, or makes a change durable.
-    pub fn changes(&self) -> bool {
-        !matches!(self, Self::Open(_) | Self::Read { .. })
-    }
-}
-
-/// What goes wrong at a call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// The call fails with this `errno`. A write may have been done in part; a sync loses what was dirty.
-    Error(i32),
-    /// The process dies: this call and all after it fail, until [`ModelStorage::kill`] or [`ModelStorage::crash`].
-    Stop,
-}
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
 
 type Hook = Box<dyn FnMut(usize, &Operation) -> Option<Fault> + Send>;
 
@@ -79,21 +37,46 @@ struct Model {
     files: Vec<Image>,
     live: BTreeMap<PathBuf, usize>,
     durable: BTreeMap<PathBuf, usize>,
-    /// Changes of names since the last sync of the directory.
-    renames: Vec<Operation>,
-    trace: Vec<Operation>,
+    /// Changes of names since the last sync of their directory, in order.
+    changes: Vec<Change>,
+    trace: Option<Vec<Operation>>,
     calls: usize,
     hook: Option<Hook>,
+    read_hook: Option<Hook>,
     stopped: bool,
+    /// Bytes that all files together may have.
+    capacity: Option<u64>,
     rng: fastrand::Rng,
 }
 
-#[derive(Clone, Default)]
-struct Image {
-    path: PathBuf,
-    live: Vec<u8>,
-    durable: Vec<u8>,
-    unsynced: Vec<(usize, Vec<u8>)>,
+/// A change of names that no sync of the directory has made durable yet.
+enum Change {
+    Link { path: PathBuf, file: usize },
+    Rename { from: PathBuf, to: PathBuf, file: usize },
+    Unlink { path: PathBuf },
+}
+
+impl Change {
+    fn directory(&self) -> Option<&Path> {
+        match self {
+            Self::Link { path, .. } | Self::Unlink { path } | Self::Rename { to: path, .. } => path.parent(),
+        }
+    }
+
+    fn apply(&self, names: &mut BTreeMap<PathBuf, usize>) {
+        match self {
+            Self::Link { path, file } => {
+                names.insert(path.clone(), *file);
+            }
+            Self::Rename { from, to, file } => {
+                names.remove(from);
+                names.insert(to.clone(), *file);
+            }
+            Self::Unlink { path } => {
+                names.remove(path);
+            }
+        }
+    }
 }
 
 struct Handle {
@@ -108,11 +91,13 @@ impl ModelStorage {
             files: Vec::new(),
             live: BTreeMap::new(),
             durable: BTreeMap::new(),
-            renames: Vec::new(),
-            trace: Vec::new(),
+            changes: Vec::new(),
+            trace: Some(Vec::new()),
             calls: 0,
             hook: None,
+            read_hook: None,
             stopped: false,
+            capacity: None,
             rng: fastrand::Rng::with_seed(seed),
         })))
     }
@@ -124,10 +109,42 @@ impl ModelStorage {
         model.hook = Some(Box::new(hook));
     }
 
-    /// Nothing goes wrong any more; the process, if it was stopped, is started again. Unsynced bytes are still there.
+    /// The same for calls that only read.
+    pub fn on_read(&self, hook: impl FnMut(usize, &Operation) -> Option<Fault> + Send + 'static) {
+        self.model().read_hook = Some(Box::new(hook));
+    }
+
+    /// From the next call on the process is dead, as after [`Fault::Stop`].
+    pub fn stop(&self) {
+        self.model().stopped = true;
+    }
+
+    /// How many calls that change something there have been since [`on_call`](Self::on_call).
+    pub fn calls(&self) -> usize {
+        self.model().calls
+    }
+
+    /// All files together may have so many bytes; then there is no space on the device.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.model().capacity = bytes;
+    }
+
+    /// Bytes of all files together.
+    pub fn used(&self) -> u64 {
+        self.model().used()
+    }
+
+    /// Calls are not noted any more: where nobody asks for them, and seeds are many.
+    pub fn without_trace(self) -> Self {
+        self.model().trace = None;
+        self
+    }
+
+    /// Nothing goes wrong any more, but that the disk may be full; the process, if it was stopped, is started again. Unsynced bytes are still there.
     pub fn kill(&self) {
         let mut model = self.model();
         model.hook = None;
+        model.read_hook = None;
         model.stopped = false;
         model.calls = 0;
     }
@@ -136,21 +153,14 @@ impl ModelStorage {
     pub fn crash(&self, seed: u64) -> Self {
         let mut rng = fastrand::Rng::with_seed(seed);
         let model = self.model();
-        let mut names = model.durable.clone();
-        let kept = rng.usize(..=model.renames.len());
-        for change in &model.renames[..kept] {
-            rename(&mut names, &model.live, change);
-        }
-        // A name whose file is gone cannot be told from one that points to it; keep what the durable names say.
         let after = Self::new(rng.u64(..));
         {
             let mut fresh = after.model();
-            for (path, file) in names {
-                let mut image = model.files[file].clone();
-                image.tear(&mut rng);
-                image.path.clone_from(&path);
+            fresh.capacity = model.capacity;
+            fresh.trace = model.trace.is_some().then(Vec::new);
+            for (path, file) in model.names_left(&mut rng) {
                 let number = fresh.files.len();
-                fresh.files.push(image);
+                fresh.files.push(model.files[file].crash(path.clone(), &mut rng));
                 fresh.live.insert(path.clone(), number);
                 fresh.durable.insert(path, number);
             }
@@ -173,12 +183,12 @@ impl ModelStorage {
 
     /// What was called, in order.
     pub fn trace(&self) -> Vec<Operation> {
-        self.model().trace.clone()
+        self.model().trace.clone().unwrap_or_default()
     }
 
     /// Forgets what was called.
     pub fn clear_trace(&self) {
-        self.model().trace.clear();
+        self.model().trace.iter_mut().for_each(Vec::clear);
     }
 
     /// A file's bytes.
@@ -190,7 +200,7 @@ impl ModelStorage {
     /// Replaces a file's bytes behind everybody's back, on the disk too; creates it if need be.
     pub fn set_bytes(&self, path: &Path, bytes: Vec<u8>) {
         let mut model = self.model();
-        let image = Image { path: path.into(), durable: bytes.clone(), live: bytes, unsynced: Vec::new() };
+        let image = Image::durable(path.into(), bytes);
         if let Some(&file) = model.live.get(path) {
             model.files[file] = image;
             return;
@@ -223,44 +233,56 @@ impl ModelStorage {
     }
 }
 
-/// Applies a change of names. A created file is found by the name it has now or had then.
-fn rename(names: &mut BTreeMap<PathBuf, usize>, live: &BTreeMap<PathBuf, usize>, change: &Operation) {
-    match change {
-        Operation::Rename(from, to) => {
-            if let Some(file) = names.remove(from) {
-                names.insert(to.clone(), file);
-            }
-        }
-        Operation::Unlink(path) => {
-            names.remove(path);
-        }
-        Operation::Create(path) => {
-            names.extend(live.get(path).map(|&file| (path.clone(), file)));
-        }
-        _ => {}
-    }
-}
-
 impl Model {
+    /// The names after a power cut: the durable ones, and a prefix of each directory's changes since.
+    fn names_left(&self, rng: &mut fastrand::Rng) -> BTreeMap<PathBuf, usize> {
+        let mut names = self.durable.clone();
+        let mut directories: Vec<_> = self.changes.iter().map(Change::directory).collect();
+        directories.dedup();
+        directories.sort_unstable();
+        directories.dedup();
+        for directory in directories {
+            let changes = self.changes.iter().filter(|change| change.directory() == directory);
+            let kept = rng.usize(..=changes.clone().count());
+            changes.take(kept).for_each(|change| change.apply(&mut names));
+        }
+        names
+    }
+
+    fn used(&self) -> u64 {
+        self.live.values().map(|&file| self.files[file].live.len() as u64).sum()
+    }
+
+    /// Whether a file may grow to so many bytes.
+    fn make_room(&self, file: usize, length: usize) -> io::Result<()> {
+        let more = length.saturating_sub(self.files[file].live.len()) as u64;
+        match self.capacity {
+            Some(capacity) if more > 0 && self.used() + more > capacity => Err(io::Error::from_raw_os_error(ENOSPC)),
+            _ => Ok(()),
+        }
+    }
+
     /// Notes a call, and says whether it fails.
     fn call(&mut self, operation: Operation) -> io::Result<()> {
         if self.stopped {
-            return Err(io::Error::from_raw_os_error(5));
+            return Err(io::Error::from_raw_os_error(EIO));
         }
+        let number = self.calls;
         let fault = if operation.changes() {
-            let number = self.calls;
             self.calls += 1;
             self.hook.as_mut().and_then(|hook| hook(number, &operation))
         } else {
-            None
+            self.read_hook.as_mut().and_then(|hook| hook(number, &operation))
         };
-        self.trace.push(operation);
+        if let Some(trace) = &mut self.trace {
+            trace.push(operation);
+        }
         match fault {
             None => Ok(()),
             Some(Fault::Error(errno)) => Err(io::Error::from_raw_os_error(errno)),
             Some(Fault::Stop) => {
                 self.stopped = true;
-                Err(io::Error::from_raw_os_error(5))
+                Err(io::Error::from_raw_os_error(EIO))
             }
         }
     }
@@ -268,43 +290,6 @@ impl Model {
     fn find(&self, path: &Path) -> io::Result<usize> {
         self.live.get(path).copied().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
-}
-
-impl Image {
-    fn write(&mut self, offset: usize, bytes: &[u8]) {
-        put(&mut self.live, offset, bytes);
-        self.unsynced.push((offset, bytes.to_vec()));
-    }
-
-    /// Some of the unsynced sectors reach the disk, in any order.
-    fn tear(&mut self, rng: &mut fastrand::Rng) {
-        let mut sectors = Vec::new();
-        for (offset, bytes) in self.unsynced.drain(..) {
-            let mut at = 0;
-            while at < bytes.len() {
-                let end = bytes.len().min(at + SECTOR - (offset + at) % SECTOR);
-                sectors.push((offset + at, bytes[at..end].to_vec()));
-                at = end;
-            }
-        }
-        // All, none, or each by itself: the first two are likely and would be rare otherwise.
-        let chance = [0.0, 0.5, 0.9, 1.0][rng.usize(..4)];
-        rng.shuffle(&mut sectors);
-        for (offset, bytes) in sectors {
-            if rng.f64() < chance {
-                put(&mut self.durable, offset, &bytes);
-            }
-        }
-        self.live.clone_from(&self.durable);
-    }
-}
-
-fn put(image: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
-    let end = offset + bytes.len();
-    if image.len() < end {
-        image.resize(end, 0);
-    }
-    image[offset..end].copy_from_slice(bytes);
 }
 
 impl Storage for ModelStorage {
@@ -315,9 +300,9 @@ impl Storage for ModelStorage {
             return Err(io::ErrorKind::AlreadyExists.into());
         }
         let file = model.files.len();
-        model.files.push(Image { path: path.into(), ..Image::default() });
+        model.files.push(Image::durable(path.into(), Vec::new()));
         model.live.insert(path.into(), file);
-        model.renames.push(Operation::Create(path.into()));
+        model.changes.push(Change::Link { path: path.into(), file });
         drop(model);
         Ok(self.handle(file))
     }
@@ -341,7 +326,7 @@ impl Storage for ModelStorage {
         model.live.remove(from);
         model.live.insert(to.into(), file);
         model.files[file].path = to.into();
-        model.renames.push(Operation::Rename(from.into(), to.into()));
+        model.changes.push(Change::Rename { from: from.into(), to: to.into(), file });
         Ok(())
     }
 
@@ -350,7 +335,7 @@ impl Storage for ModelStorage {
         model.call(Operation::Unlink(path.into()))?;
         model.find(path)?;
         model.live.remove(path);
-        model.renames.push(Operation::Unlink(path.into()));
+        model.changes.push(Change::Unlink { path: path.into() });
         Ok(())
     }
 
@@ -363,8 +348,12 @@ impl Storage for ModelStorage {
     fn sync_directory(&self, directory: &Path) -> io::Result<()> {
         let mut model = self.model();
         model.call(Operation::SyncDirectory(directory.into()))?;
-        model.durable = model.live.clone();
-        model.renames.clear();
+        let (synced, others) = std::mem::take(&mut model.changes)
+            .into_iter()
+            .partition::<Vec<_>, _>(|change| change.directory() == Some(directory));
+        model.changes = others;
+        let model = &mut *model;
+        synced.iter().for_each(|change| change.apply(&mut model.durable));
         Ok(())
     }
 }
@@ -390,10 +379,16 @@ impl File for Handle {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         let mut model = self.storage.model();
         let path = self.path(&model);
+        let dead = model.stopped;
         let called = model.call(Operation::Write { path, offset, length: bytes.len() });
+        let called = called.and_then(|()| model.make_room(self.file, offset as usize + bytes.len()));
         let model = &mut *model;
         // A write that fails, or that the process dies in, may have been done in part.
-        let done = if called.is_ok() { bytes.len() } else { model.rng.usize(..=bytes.len()) };
+        let done = match called {
+            Ok(()) => bytes.len(),
+            Err(_) if dead => 0,
+            Err(_) => model.rng.usize(..=bytes.len()),
+        };
         model.files[self.file].write(offset as usize, &bytes[..done]);
         called
     }
@@ -402,6 +397,7 @@ impl File for Handle {
         let mut model = self.storage.model();
         let path = self.path(&model);
         model.call(Operation::Allocate(path))?;
+        model.make_room(self.file, length as usize)?;
         let image = &mut model.files[self.file];
         if image.live.len() < length as usize {
             image.live.resize(length as usize, 0);
@@ -415,24 +411,13 @@ impl File for Handle {
         let called = model.call(Operation::Sync(path));
         let model = &mut *model;
         let image = &mut model.files[self.file];
-        match called {
-            Ok(()) => {
-                for (offset, bytes) in std::mem::take(&mut image.unsynced) {
-                    put(&mut image.durable, offset, &bytes);
-                }
-                image.durable.resize(image.live.len().max(image.durable.len()), 0);
-                Ok(())
-            }
-            Err(error) => {
-                if !model.stopped {
-                    // Pages are marked clean though they did not all reach the disk: live still shows them.
-                    let live = image.live.clone();
-                    image.tear(&mut model.rng);
-                    image.live = live;
-                }
-                Err(error)
-            }
+        match &called {
+            Ok(()) => image.sync(),
+            // A process that died made no call.
+            Err(_) if model.stopped => {}
+            Err(_) => image.fail_sync(&mut model.rng),
         }
+        called
     }
 
     fn length(&self) -> io::Result<u64> {

@@ -1,7 +1,7 @@
 //! How a log behaves, and the bounds that keep its promises possible.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::BLOCK;
 use super::error::WalError;
@@ -38,6 +38,10 @@ pub struct Options {
     /// Called on the log's threads when the durable point moved, space changed, or the log broke or was mended. Must
     /// be quick, and must not call back into the log.
     pub on_change: Arc<dyn Fn() + Send + Sync>,
+    /// Tells the time. For tests that must be repeatable.
+    pub clock: Arc<dyn Fn() -> Instant + Send + Sync>,
+    /// Called again and again instead of waiting for the log's threads, by a log that has none: does their work.
+    pub while_waiting: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 impl Options {
@@ -57,6 +61,8 @@ impl Options {
             incarnation,
             salt: Arc::new(|| getrandom::u64().unwrap_or_else(|_| fastrand::u64(..))),
             on_change: Arc::new(|| {}),
+            clock: Arc::new(Instant::now),
+            while_waiting: None,
         }
     }
 

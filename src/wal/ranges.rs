@@ -172,7 +172,9 @@ mod tests {
                     prop_assert_eq!(set.contains(lsn), model.contains(&lsn));
                     let gap = (lsn..).find(|l| !model.contains(l));
                     prop_assert_eq!(Some(set.next_gap(lsn)), gap);
-                    for end in lsn..lsn + 4 {
+                    for end in lsn..lsn + 9 {
+                        let missing: Vec<_> = set.gaps_within(lsn, end).flat_map(|(f, l)| f..=l).collect();
+                        prop_assert!(missing.into_iter().eq((lsn..=end).filter(|l| !model.contains(l))));
                         prop_assert_eq!(set.contains_range(lsn, end), (lsn..=end).all(|l| model.contains(&l)));
                     }
                 }

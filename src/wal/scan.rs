@@ -51,6 +51,18 @@ impl SegmentFile {
         Ok(FrameHeader::decode(&raw[..read], &self.identity(offset)))
     }
 
+    /// Whether a frame of this segment begins at an offset, be its header ever so little damaged. One of an earlier life
+    /// has another number and another salt; one of another place is whole there.
+    pub fn resembles_frame(&self, offset: u32) -> io::Result<bool> {
+        let mut raw = [0; FRAME_HEADER];
+        let read = self.file.read_at(&mut raw, u64::from(offset))?;
+        let salt = self.salt.unwrap_or_default();
+        let signs = [(0, &frame::MAGIC[..]), (8, &self.number.to_le_bytes()), (16, &salt.to_le_bytes())];
+        let resembles = signs.iter().filter(|(at, sign)| raw[*at..].starts_with(sign)).count() >= 2;
+        let elsewhere = Identity { offset: frame::stated_offset(&raw), ..self.identity(offset) };
+        Ok(read == FRAME_HEADER && resembles && FrameHeader::decode(&raw, &elsewhere).is_err())
+    }
+
     /// The frame at an offset, its checksums and its records checked.
     pub fn frame(&self, offset: u32) -> io::Result<Result<Frame, DecodeError>> {
         let mut bytes = vec![0; BLOCK as usize];
@@ -73,17 +85,25 @@ impl SegmentFile {
         Ok(decoded.map(|()| Frame { header, bytes }))
     }
 
-    /// The first good frame that begins at or after `from` and before `end`. Blocks that cannot be read are passed over.
-    pub fn next_good(&self, from: u32, end: u32) -> Option<Frame> {
+    /// The first good frame that begins at or after `from` and before `end`.
+    ///
+    /// A block that the system cannot read now may hold it: whoever takes what lies in front for damaged, or the rest of
+    /// the segment for empty, must not do so on an error.
+    pub fn next_good(&self, from: u32, end: u32) -> io::Result<Option<Frame>> {
         let mut offset = round_up(u64::from(from)) as u32;
         while offset < end {
-            if let Ok(Ok(_)) = self.frame_header(offset)
-                && let Ok(Ok(frame)) = self.frame(offset)
-            {
-                return Some(frame);
+            if let Some(frame) = self.good(offset)? {
+                return Ok(Some(frame));
             }
             offset = offset.saturating_add(BLOCK);
         }
-        None
+        Ok(None)
+    }
+
+    fn good(&self, offset: u32) -> io::Result<Option<Frame>> {
+        match self.frame_header(offset)? {
+            Ok(_) => Ok(self.frame(offset)?.ok()),
+            Err(_) => Ok(None),
+        }
     }
 }

@@ -163,6 +163,12 @@ impl Drain {
         self.read_error.as_ref().map(|(error, _)| error)
     }
 
+    /// Until when the log is left alone, and why; `None`: it can be read.
+    fn set_read_error(&mut self, error: Option<(ScanError, Instant)>) {
+        self.view_changed |= error.is_some() || self.read_error.is_some();
+        self.read_error = error;
+    }
+
     /// Reads its mail and hands over what it may. `None`: it was asked to end.
     pub fn tick(&mut self, now: Instant) -> Option<Progress> {
         let mut mail = std::mem::take(&mut self.mail);
@@ -196,7 +202,17 @@ impl Drain {
         self.probe(now)?;
         let caught = self.catch_up(now)?;
         let passed = self.pass(now)?;
+        self.end_vain_probe();
         Ok(caught || passed)
+    }
+
+    /// A transport that may be tried, and nothing to try it with: the next first attempt does. Otherwise a disk that
+    /// takes no message would keep all of them from a broker that is well again.
+    fn end_vain_probe(&mut self) {
+        let state = self.blocks.get(BlockKey::Transport).map(|block| block.state);
+        if matches!(state, Some(BlockState::Probing(_))) && self.dispatcher.in_flight().0 == 0 {
+            self.lift(BlockKey::Transport);
+        }
     }
 
     fn is_waiting(&self) -> bool {

@@ -91,9 +91,16 @@ struct Inner {
 }
 
 impl Engine {
-    /// Starts the first life and its watchdog.
-    pub(super) fn start(dir: PathBuf, options: LedgerOptions) -> Arc<Self> {
-        let engine = Arc::new(Self {
+    /// One that never lives.
+    #[cfg(any(test, feature = "testing"))]
+    pub(super) fn off(options: LedgerOptions) -> Arc<Self> {
+        let engine = Arc::new(Self::new(PathBuf::new(), options));
+        engine.turn_off(&mut engine.lock());
+        engine
+    }
+
+    fn new(dir: PathBuf, options: LedgerOptions) -> Self {
+        Self {
             dir,
             options,
             inner: Mutex::default(),
@@ -102,7 +109,12 @@ impl Engine {
             work: Condvar::new(),
             watch: Condvar::new(),
             done: Condvar::new(),
-        });
+        }
+    }
+
+    /// Starts the first life and its watchdog.
+    pub(super) fn start(dir: PathBuf, options: LedgerOptions) -> Arc<Self> {
+        let engine = Arc::new(Self::new(dir, options));
         let mut inner = engine.lock();
         if numbers::strikes(&engine.dir) >= numbers::MAX_STRIKES {
             inner.trouble = Some(("this process has given up too many ledgers of this outbox".into(), unix_millis()));

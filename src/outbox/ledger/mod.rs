@@ -107,6 +107,13 @@ impl Ledger {
         Self { handle: Arc::new(Handle { engine: Engine::start(dir.to_path_buf(), options), watchdog }) }
     }
 
+    /// No ledger at all, and no thread: as after the last of them was given up.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn none() -> Self {
+        let options = LedgerOptions::default();
+        Self { handle: Arc::new(Handle { watchdog: options.watchdog, engine: Engine::off(options) }) }
+    }
+
     /// Notes where a run of the log begins; `false` if that was dropped, which makes a later seek read more.
     pub fn entry(&self, first_lsn: u64, row: EntryRow) -> bool {
         self.handle.engine.change(Change::Entry(first_lsn, row))

@@ -63,6 +63,11 @@ impl Auditor<'_> {
     fn unused(&mut self, number: u64, head: &Head, newest: Option<u64>) {
         if let Some((kind, reason)) = &head.told {
             let lsns = self.contents(number, head);
+            // A crash between the new name and the new header leaves what was there before, all of it settled.
+            if *kind == FlawKind::Misplaced && self.is_earlier_life(number, lsns, newest) {
+                let reason = "it was begun, and has the bytes of an earlier segment still".to_owned();
+                return self.tell(Flaw { kind: FlawKind::Leftover, length: head.length, reason, ..flaw(number) });
+            }
             return self.tell(Flaw { kind: *kind, length: head.length, lsns, reason: reason.clone(), ..flaw(number) });
         }
         if head.other {
@@ -80,6 +85,15 @@ impl Auditor<'_> {
         self.tell(Flaw { kind, length: head.length, lsns, reason, ..flaw(number) });
     }
 
+    fn is_earlier_life(&self, number: u64, lsns: Lsns, newest: Option<u64>) -> bool {
+        let settled = match lsns {
+            Lsns::None => true,
+            Lsns::Unknown => false,
+            Lsns::Range(first, last) => last <= self.last_known && self.state.settled.contains_range(first, last),
+        };
+        settled && newest < Some(number)
+    }
+
     /// The LSNs in a segment that lies under another one's name.
     fn contents(&self, number: u64, head: &Head) -> Lsns {
         let Ok(header) = &head.header else { return Lsns::Unknown };
@@ -90,7 +104,7 @@ impl Auditor<'_> {
         let limit = limit(head.length, Some(header));
         let file = SegmentFile { file, number: header.number, salt: Some(header.salt), limit };
         let (mut offset, mut first, mut last) = (header.start, Lsn::MAX, 0);
-        while let Some(frame) = file.next_good(offset, limit) {
+        while let Some(frame) = next_good(&file, offset, limit) {
             offset = frame.header.next_offset();
             if frame.header.count > 0 {
                 first = first.min(frame.header.first_lsn);
@@ -137,7 +151,7 @@ impl Auditor<'_> {
                 Ok(Err(error)) => error.to_string(),
                 Err(error) => error.to_string(),
             };
-            let next = walk.file.next_good(offset + BLOCK, walk.info.end).map(|frame| frame.header);
+            let next = next_good(&walk.file, offset + BLOCK, walk.info.end).map(|frame| frame.header);
             self.bad(walk, offset, next.as_ref(), reason);
             offset = next.map_or(walk.info.end, |next| next.offset);
         }
@@ -276,16 +290,13 @@ impl Auditor<'_> {
     /// What looks like a frame behind the last good one of the newest segment: a write that a crash cut short.
     fn tail(&mut self, walk: &Walk) {
         let offset = walk.info.end;
-        let mut raw = [0; FRAME_HEADER];
-        let whole = walk.file.file.read_at(&mut raw, u64::from(offset)).is_ok_and(|read| read == FRAME_HEADER);
-        if !whole || u64::from(offset) >= walk.length {
+        if u64::from(offset) >= walk.length {
             return;
         }
-        let length = match FrameHeader::decode(&raw, &walk.file.identity(offset)) {
-            Ok(header) => u64::from(header.length()),
-            // The magic, the number and the salt lie there in every version.
-            Err(_) if raw[..4] == *b"OLFR" && raw[8..16] == walk.info.number.to_le_bytes() => FRAME_HEADER as u64,
-            Err(_) => return,
+        let length = match walk.file.frame_header(offset) {
+            Ok(Ok(header)) => u64::from(header.length()),
+            Ok(Err(_)) if walk.file.resembles_frame(offset).unwrap_or(false) => FRAME_HEADER as u64,
+            Ok(Err(_)) | Err(_) => return,
         };
         let reason = "the last write was cut short, or damaged before anything followed it".to_owned();
         let offset = u64::from(offset);
@@ -303,6 +314,12 @@ fn flaw(number: u64) -> Flaw {
 fn limit(length: u64, header: Option<&SegmentHeader>) -> u32 {
     let length = u32::try_from(length).unwrap_or(u32::MAX);
     header.map_or(length, |header| header.segment_bytes.min(length))
+}
+
+/// The first good frame from `from` on; what the system does not give back is passed over, block by block.
+fn next_good(file: &SegmentFile, from: u32, end: u32) -> Option<Frame> {
+    let mut blocks = (from.next_multiple_of(BLOCK)..end).step_by(BLOCK as usize);
+    blocks.find_map(|block| file.next_good(block, block.saturating_add(BLOCK)).ok().flatten())
 }
 
 fn is_zero(file: &SegmentFile, offset: u32) -> bool {

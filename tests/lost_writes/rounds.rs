@@ -1,0 +1,174 @@
+//! Several lives of one log, each ended by force, and what must hold at the end.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+
+use crate::children::Running;
+use crate::disk::{Disk, Image, Loss};
+use crate::life::{Life, Log, UNREADABLE};
+use crate::oracle::{Verdict, judge};
+
+/// Lives of a log before it is drained and judged.
+pub const LIVES: u64 = 5;
+/// Logs that are tormented side by side: a life mostly waits for its end.
+const ABREAST: usize = 4;
+
+/// How lives end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// SIGKILL: everything written stays.
+    Killed,
+    /// SIGKILL, and mostly what was not synced is lost, whole or in part. Where it is not, the next life begins on writes
+    /// that may still be lost.
+    PowerCut,
+}
+
+/// What became of one log.
+#[derive(Debug)]
+pub struct Outcome {
+    pub ends: u64,
+    pub verdict: Verdict,
+    /// Why it could not be opened or read any more.
+    pub unreadable: Option<String>,
+}
+
+fn start(life: &Life) -> Running {
+    Running::start(&life.words(), &life.notes, &format!("stderr-{}", life.number))
+}
+
+/// One life, ended by SIGKILL while it opens its log or while it sends.
+fn live_and_die(life: &Life, rng: &mut Rng) -> Result<(), String> {
+    let (while_sending, delay) = (rng.u8(..3) > 0, Duration::from_micros(rng.u64(..40_000)));
+    let mut child = start(life);
+    if while_sending {
+        child.wait_for_line("open");
+    }
+    std::thread::sleep(delay);
+    let ended = child.process.try_wait().expect("it can be waited for");
+    if ended.is_none() {
+        child.process.kill().expect("it can be killed");
+        child.process.wait().expect("it can be waited for");
+    }
+    let said = child.said();
+    match ended {
+        // sled may panic instead of telling.
+        Some(status) if status.code() == Some(UNREADABLE) || life.log != Log::Outbox => Err(said),
+        Some(status) => panic!("life {} ended by itself, {status}: {said}", life.number),
+        None => {
+            assert!(!said.contains("panicked") || life.log != Log::Outbox, "life {}: {said}", life.number);
+            Ok(())
+        }
+    }
+}
+
+/// The last life: drains the log.
+fn drain(life: &Life) -> Result<(), String> {
+    let mut child = start(life);
+    match child.wait().code() {
+        Some(0) => Ok(()),
+        code if code == Some(UNREADABLE) || life.log != Log::Outbox => Err(child.said()),
+        code => panic!("it did not drain, {code:?}: {}", child.said()),
+    }
+}
+
+/// The lives of one log, as the seed has it.
+pub fn torment(log: Log, end: End, seed: u64) -> Outcome {
+    let mut rng = Rng::with_seed(seed);
+    let notes = tempfile::TempDir::new().expect("a directory");
+    let mut image = Image::new();
+    let life = |number: u64, disk: &Path, rng: &mut Rng| {
+        let (notes, disk) = (notes.path().to_owned(), disk.to_owned());
+        Life { notes, disk, log, seed: rng.u64(..), number }
+    };
+    let mut ends = 0;
+    let mut unreadable = None;
+    for number in 1..=LIVES {
+        let disk = Disk::mount(image);
+        let lived = live_and_die(&life(number, disk.root(), &mut rng), &mut rng);
+        image = disk.unmount();
+        ends += 1;
+        if let Err(why) = lived {
+            unreadable = Some(why);
+            break;
+        }
+        if end == End::PowerCut && rng.u8(..4) > 0 {
+            image = image.cut(Loss::draw(&mut rng), &mut rng);
+        }
+    }
+    if unreadable.is_none() {
+        let disk = Disk::mount(image);
+        unreadable = drain(&life(0, disk.root(), &mut rng)).err();
+        disk.unmount();
+    }
+    Outcome { ends, verdict: judge(notes.path()), unreadable }
+}
+
+/// Figures of many logs.
+#[derive(Debug, Default)]
+pub struct Tally {
+    pub logs: u64,
+    pub ends: u64,
+    pub acked: usize,
+    pub lost: usize,
+    pub duplicates: usize,
+    /// Logs that could not be opened or read any more, and why the first could not.
+    pub unreadable: u64,
+    pub why: String,
+    /// Logs that could, and said nothing, and had lost something.
+    pub silently_shorter: u64,
+    /// Messages out of order, changed or invented.
+    pub wrong: usize,
+    pub seconds: f64,
+}
+
+impl Tally {
+    fn add(&mut self, outcome: Outcome) {
+        let verdict = outcome.verdict;
+        self.logs += 1;
+        self.ends += outcome.ends;
+        self.acked += verdict.acked;
+        self.lost += verdict.lost.len();
+        self.duplicates += verdict.duplicates;
+        self.wrong += verdict.wrong.len();
+        match outcome.unreadable {
+            Some(why) => {
+                self.unreadable += 1;
+                if self.why.is_empty() {
+                    let told = why.lines().filter(|line| !line.is_empty() && !line.starts_with("note: "));
+                    self.why = told.collect::<Vec<_>>().join(" ");
+                }
+            }
+            None => self.silently_shorter += u64::from(!verdict.lost.is_empty()),
+        }
+    }
+}
+
+/// As many logs as it takes to end `ends` lives, side by side, with seeds that count from `seed`. `look` sees each
+/// outcome first, and may fail the test.
+pub fn many(log: Log, end: End, ends: u64, seed: u64, look: impl Fn(u64, &Outcome) + Sync) -> Tally {
+    let (begun, next, tally) = (Instant::now(), AtomicU64::new(0), Mutex::new(Tally::default()));
+    let logs = ends.div_ceil(LIVES);
+    std::thread::scope(|scope| {
+        for _ in 0..ABREAST {
+            scope.spawn(|| {
+                loop {
+                    let number = next.fetch_add(1, Ordering::AcqRel);
+                    if number >= logs {
+                        return;
+                    }
+                    let seed = seed.wrapping_add(number);
+                    let outcome = torment(log, end, seed);
+                    look(seed, &outcome);
+                    tally.lock().unwrap_or_else(PoisonError::into_inner).add(outcome);
+                }
+            });
+        }
+    });
+    let mut tally = tally.into_inner().unwrap_or_else(PoisonError::into_inner);
+    tally.seconds = begun.elapsed().as_secs_f64();
+    tally
+}
