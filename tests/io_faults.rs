@@ -17,6 +17,7 @@ mod shows;
 #[path = "io_faults/syncs.rs"]
 mod syncs;
 
+#[cfg(feature = "planted")]
 use std::process::Command;
 use std::time::Instant;
 
@@ -142,6 +143,7 @@ fn nothing_is_acknowledged_on_a_sync_that_failed() {
     );
 }
 
+#[cfg(feature = "planted")]
 /// This program again, with a fault planted in it: true if a test fails.
 fn fails_with(planted: &str, test: &str, rounds: u64) -> (bool, String) {
     let output = Command::new(std::env::current_exe().expect("the test binary's path"))
@@ -157,6 +159,7 @@ fn fails_with(planted: &str, test: &str, rounds: u64) -> (bool, String) {
     (!output.status.success(), text)
 }
 
+#[cfg(feature = "planted")]
 #[track_caller]
 fn is_caught(planted: &str, test: &str, rounds: u64, says: &str) {
     let (failed, text) = fails_with(planted, test, rounds);
@@ -165,16 +168,19 @@ fn is_caught(planted: &str, test: &str, rounds: u64, says: &str) {
     assert!(!failed, "without a fault it should pass:\n{text}");
 }
 
+#[cfg(feature = "planted")]
 #[test]
 fn planted_retry_failed_sync_is_caught() {
     is_caught("retry-failed-sync", "nothing_is_acknowledged_on_a_sync_that_failed", 60, "acknowledged and lost");
 }
 
+#[cfg(feature = "planted")]
 #[test]
 fn planted_ack_before_sync_is_caught() {
     is_caught("ack-before-sync", "nothing_is_acknowledged_on_a_sync_that_failed", 60, "acknowledged and lost");
 }
 
+#[cfg(feature = "planted")]
 #[test]
 fn planted_skip_directory_sync_is_caught() {
     is_caught("skip-directory-sync", "nothing_is_acknowledged_on_a_sync_that_failed", 60, "acknowledged and lost");

@@ -192,6 +192,7 @@ fn a_failed_or_torn_call_is_not_taken_for_a_sync() {
     assert_eq!(faults("7  fdatasync(5</o/wal/2.seg>) = 0"), 1);
 }
 
+#[cfg(feature = "planted")]
 /// Runs one of the tests above in a process that does something wrong, which has to fail, and without, which has not.
 #[track_caller]
 fn is_caught(planted: &str, test: &str) {

@@ -39,7 +39,8 @@ impl Outbox {
     pub fn set_aside_dead(&self, damage: &Damage) -> bool {
         let open: Vec<(Lsn, Lsn)> = self.dead_settled.gaps_within(damage.first_lsn, damage.last_lsn).collect();
         let lost = open.iter().map(|(first, last)| last - first + 1).sum();
-        if let Err(error) = damaged::keep(&*self.storage, self.directory.paths(), damaged::From::Dead, damage, lost) {
+        let kept = damaged::keep(&*self.storage, self.directory.paths(), damaged::From::Dead, damage, lost);
+        if let Err(error) = kept {
             tracing::error!(%error, "what was damaged could not be copied to damaged/; it stays where it is");
             return false;
         }

@@ -7,6 +7,8 @@
 //! settlements. It decides nothing about delivery, and knows no broker.
 
 mod damaged;
+#[cfg(test)]
+mod damaged_tests;
 mod dead;
 mod directory;
 mod files;
@@ -16,6 +18,8 @@ pub mod ledger;
 mod lock;
 mod mend;
 mod open;
+#[cfg(feature = "testing")]
+pub mod probe;
 mod scan;
 mod settling;
 mod sizes;
@@ -259,15 +263,19 @@ impl Outbox {
             first_lsn = damage.first_lsn, last_lsn = damage.last_lsn, segment = damage.segment, offset = damage.offset,
             reason = %damage.reason, "damage in the outbox: these LSNs are set aside"
         );
-        let lost = self.lock_settling().set().gaps_within(damage.first_lsn, damage.last_lsn).map(size).sum();
+        let lost = {
+            let settling = self.lock_settling();
+            let open = settling.set().gaps_within(damage.first_lsn, damage.last_lsn);
+            open.map(|(first, last)| last - first + 1).sum()
+        };
         if let Err(error) = damaged::keep(&*self.storage, self.directory.paths(), damaged::From::Wal, damage, lost) {
             // Not settled, so its segment stays as it is, and the next start comes across it again.
             tracing::error!(%error, "what was damaged could not be copied to damaged/; it stays where it is");
             return false;
         }
+        self.set_aside.fetch_add(lost, Ordering::Relaxed);
         let mut settling = self.lock_settling();
         if let Some(settled) = settling.give_up(damage.first_lsn, damage.last_lsn) {
-            self.set_aside.fetch_add(settled.ranges.iter().copied().map(size).sum(), Ordering::Relaxed);
             self.wal.settle(settled);
         }
         true
@@ -341,9 +349,4 @@ impl Outbox {
     fn lock_totals(&self) -> MutexGuard<'_, Totals> {
         self.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// How many LSNs a range has.
-fn size((first, last): (Lsn, Lsn)) -> u64 {
-    last - first + 1
 }

@@ -43,6 +43,10 @@ impl Committer {
             self.sync(now);
             return Turn::Again;
         }
+        if self.is_ready() {
+            // Somebody waits, and the seal failed: what was submitted is dealt with all the same.
+            return Turn::Again;
+        }
         // While settlements wait the log is not idle.
         let seal = match (self.sealed, self.last_write, controls) {
             (false, Some(last), None) if self.active.is_some() => Some(last + seal_after),

@@ -104,7 +104,7 @@ impl Auditor<'_> {
         let limit = limit(head.length, Some(header));
         let file = SegmentFile { file, number: header.number, salt: Some(header.salt), limit };
         let (mut offset, mut first, mut last) = (header.start, Lsn::MAX, 0);
-        while let Some(frame) = next_good(&file, offset, limit) {
+        while let Some(frame) = file.next_readable(offset, limit) {
             offset = frame.header.next_offset();
             if frame.header.count > 0 {
                 first = first.min(frame.header.first_lsn);
@@ -151,7 +151,7 @@ impl Auditor<'_> {
                 Ok(Err(error)) => error.to_string(),
                 Err(error) => error.to_string(),
             };
-            let next = next_good(&walk.file, offset + BLOCK, walk.info.end).map(|frame| frame.header);
+            let next = walk.file.next_readable(offset + BLOCK, walk.info.end).map(|frame| frame.header);
             self.bad(walk, offset, next.as_ref(), reason);
             offset = next.map_or(walk.info.end, |next| next.offset);
         }
@@ -217,7 +217,7 @@ impl Auditor<'_> {
     /// What a checkpoint says was settled is settled still.
     fn checkpoint(&mut self, walk: &Walk, first: &FrameHeader, checkpoint: CheckpointReader) {
         // A part that cannot be read was told of; a whole one has an end.
-        let Some((then, _)) = checkpoint.finish(walk.info.first_lsn) else { return };
+        let Some((then, _)) = checkpoint.finish(walk.info.number, walk.info.first_lsn) else { return };
         let now = &self.state.settled;
         let undone = |&(first, last): &(Lsn, Lsn)| !now.contains_range(first, last);
         let prefix = (1, then.settled.prefix());
@@ -314,12 +314,6 @@ fn flaw(number: u64) -> Flaw {
 fn limit(length: u64, header: Option<&SegmentHeader>) -> u32 {
     let length = u32::try_from(length).unwrap_or(u32::MAX);
     header.map_or(length, |header| header.segment_bytes.min(length))
-}
-
-/// The first good frame from `from` on; what the system does not give back is passed over, block by block.
-fn next_good(file: &SegmentFile, from: u32, end: u32) -> Option<Frame> {
-    let mut blocks = (from.next_multiple_of(BLOCK)..end).step_by(BLOCK as usize);
-    blocks.find_map(|block| file.next_good(block, block.saturating_add(BLOCK)).ok().flatten())
 }
 
 fn is_zero(file: &SegmentFile, offset: u32) -> bool {
