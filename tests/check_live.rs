@@ -56,6 +56,7 @@ fn beside_a_producer_that_rotates_and_recycles_nothing_is_found() {
         let (sent, took) = (sent.load(Ordering::Relaxed), begun.elapsed().as_secs_f32());
         println!("{rounds} checks beside {sent} messages, {pending} seen pending, 0 findings, {took:.1} s");
     });
+    producer.blocking_drained(check_support::LONG).unwrap();
     producer.blocking_close(Duration::from_secs(10)).unwrap();
     let report = admin::check(&outbox).unwrap();
     assert_eq!((report.findings.len(), report.pending), (0, 0), "{:?}", report.findings);

@@ -1,6 +1,6 @@
 //! Looking into an outbox and mending it, with or without a producer on it.
 //!
-//! [`check`] reads everything and says what is damaged, [`repair`] puts it in order.
+//! [`check()`] reads everything and says what is damaged, [`repair()`] puts it in order.
 //!
 //! What only reads works beside a live producer: it reads the log and the file `status`, never the live ledger. What
 //! changes the outbox takes its lock, and is refused while a producer has it.

@@ -120,8 +120,10 @@ fn what_is_damaged_is_copied_aside_with_its_bytes_and_settled_and_the_rest_is_th
     assert!(open.outbox.is_settled(2));
     assert_eq!(open.outbox.snapshot().set_aside, 1);
     let kept = bench.kept();
-    let [(name, bytes)] = &kept[..] else { panic!("{kept:?}") };
-    assert!(name.ends_with("-2-2.bytes"), "{name}");
+    let names: Vec<&str> = kept.iter().map(|(name, _)| name.as_str()).collect();
+    let [(name, bytes), (manifest, note)] = &kept[..] else { panic!("{names:?}") };
+    assert!(name.ends_with("-2-2.bytes") && manifest == "MANIFEST", "{names:?}");
+    assert!(String::from_utf8_lossy(note).contains(name.as_str()), "{}", String::from_utf8_lossy(note));
     assert!(bytes.windows(50).any(|part| part == [2; 50]), "what is left of the payload");
     open.work();
     drop(open);

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::finding::{Concerned, Finding, FindingKind, Severity};
+use crate::outbox::MISPLACED;
 use crate::wal::{Audit, Flaw, FlawKind, Lsns};
 
 /// One of the two logs.
@@ -125,6 +126,9 @@ fn advice(kind: FindingKind, severity: Severity, flaw: &Flaw) -> &'static str {
             "nothing, after a crash; if there was none, it was damaged: keep a copy, `outlast repair` sets it aside"
         }
         FindingKind::Leftover => "nothing: the next producer removes it",
+        FindingKind::ForeignFile if flaw.name.ends_with(MISPLACED) => {
+            "`outlast repair` was interrupted: run it again, before the next producer"
+        }
         FindingKind::ForeignFile => "nothing: it is never looked at",
         _ if severity == Severity::Damage => REPAIR,
         _ => NOTHING,

@@ -63,6 +63,11 @@ impl Auditor<'_> {
     fn unused(&mut self, number: u64, head: &Head, newest: Option<u64>) {
         if let Some((kind, reason)) = &head.told {
             let lsns = self.contents(number, head);
+            // A crash between the new name and the new header leaves what was there before, all of it settled.
+            if *kind == FlawKind::Misplaced && self.is_earlier_life(number, lsns, newest) {
+                let reason = "it was begun, and has the bytes of an earlier segment still".to_owned();
+                return self.tell(Flaw { kind: FlawKind::Leftover, length: head.length, reason, ..flaw(number) });
+            }
             return self.tell(Flaw { kind: *kind, length: head.length, lsns, reason: reason.clone(), ..flaw(number) });
         }
         if head.other {
@@ -78,6 +83,15 @@ impl Auditor<'_> {
             Err(error) => (FlawKind::Begun, Lsns::None, format!("nothing in it can be read; {error}")),
         };
         self.tell(Flaw { kind, length: head.length, lsns, reason, ..flaw(number) });
+    }
+
+    fn is_earlier_life(&self, number: u64, lsns: Lsns, newest: Option<u64>) -> bool {
+        let settled = match lsns {
+            Lsns::None => true,
+            Lsns::Unknown => false,
+            Lsns::Range(first, last) => last <= self.last_known && self.state.settled.contains_range(first, last),
+        };
+        settled && newest < Some(number)
     }
 
     /// The LSNs in a segment that lies under another one's name.
@@ -276,16 +290,13 @@ impl Auditor<'_> {
     /// What looks like a frame behind the last good one of the newest segment: a write that a crash cut short.
     fn tail(&mut self, walk: &Walk) {
         let offset = walk.info.end;
-        let mut raw = [0; FRAME_HEADER];
-        let whole = walk.file.file.read_at(&mut raw, u64::from(offset)).is_ok_and(|read| read == FRAME_HEADER);
-        if !whole || u64::from(offset) >= walk.length {
+        if u64::from(offset) >= walk.length {
             return;
         }
-        let length = match FrameHeader::decode(&raw, &walk.file.identity(offset)) {
-            Ok(header) => u64::from(header.length()),
-            // The magic, the number and the salt lie there in every version.
-            Err(_) if raw[..4] == *b"OLFR" && raw[8..16] == walk.info.number.to_le_bytes() => FRAME_HEADER as u64,
-            Err(_) => return,
+        let length = match walk.file.frame_header(offset) {
+            Ok(Ok(header)) => u64::from(header.length()),
+            Ok(Err(_)) if walk.file.resembles_frame(offset).unwrap_or(false) => FRAME_HEADER as u64,
+            Ok(Err(_)) | Err(_) => return,
         };
         let reason = "the last write was cut short, or damaged before anything followed it".to_owned();
         let offset = u64::from(offset);
