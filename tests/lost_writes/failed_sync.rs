@@ -240,6 +240,11 @@ fn direct_sends_go_on_when_the_broker_comes_back_to_a_broken_disk() {
 fn comeback(disk: &Path) {
     let broker = Broker::new();
     let producer = open(disk, &broker, LONG);
+    // An outage first, so that all its threads are at work.
+    broker.down();
+    producer.blocking_send(message(0)).expect("it is stored");
+    broker.up();
+    producer.blocking_drained(LONG).expect("it drains");
     println!("open");
     wait_to_be_told();
     broker.pause();
