@@ -73,11 +73,13 @@ impl Paths {
         self.root.join("status")
     }
 
-    fn identity(&self) -> PathBuf {
+    /// Which outbox it is.
+    pub fn identity(&self) -> PathBuf {
         self.root.join("IDENTITY")
     }
 
-    fn lock(&self) -> PathBuf {
+    /// Who has it open.
+    pub fn lock(&self) -> PathBuf {
         self.root.join("LOCK")
     }
 
@@ -89,7 +91,7 @@ impl Paths {
 
 /// Names that an outbox without an `IDENTITY` may have in it: one whose making was cut short. `held` is reserved.
 /// A file system's own names are nobody's.
-const OWN_NAMES: [&str; 11] = [
+pub const OWN_NAMES: [&str; 11] = [
     "LOCK",
     "IDENTITY",
     "IDENTITY.tmp",
@@ -188,6 +190,8 @@ pub struct Inspected {
     pub paths: Paths,
     /// Which outbox it is, if `IDENTITY` can be read.
     pub id: Option<OutboxId>,
+    /// What `IDENTITY` has.
+    pub identity: Identity,
     /// Who has it open.
     pub holder: Option<Holder>,
 }
@@ -205,14 +209,14 @@ impl Inspected {
         }
         files::check_directory(root, &metadata(root)?, Owner::Any)?;
         let identity = identity::read(&paths.identity(), Owner::Any)?;
-        let id = match identity {
-            Identity::Known { id, .. } => Some(id),
+        let id = match &identity {
+            Identity::Known { id, .. } => Some(*id),
             Identity::Damaged => None,
             Identity::Missing if exists(&paths.wal())? => None,
             Identity::Missing => return Err(DirectoryError::Missing { path: root.into() }),
-            Identity::Newer { version } => return Err(newer(&paths, version)),
+            Identity::Newer { version } => return Err(newer(&paths, *version)),
         };
-        Ok(Self { holder: lock::holder(&paths.lock())?, id, paths })
+        Ok(Self { holder: lock::holder(&paths.lock())?, id, identity, paths })
     }
 }
 

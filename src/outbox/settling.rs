@@ -24,8 +24,10 @@ impl Batch {
                 _ => ranges.push((lsn, lsn)),
             }
         }
-        let totals =
+        let mut totals: Vec<_> =
             self.totals.into_iter().map(|(route, (count, bytes))| RouteTotal { route, count, bytes }).collect();
+        // So that the same history leaves the same bytes.
+        totals.sort_unstable_by(|a, b| a.route.cmp(&b.route));
         Settled { mark, ranges, totals }
     }
 }
@@ -66,10 +68,12 @@ impl Settling {
         true
     }
 
-    /// Settles what cannot be read, or was never there.
-    pub fn give_up(&mut self, first: Lsn, last: Lsn) -> Settled {
+    /// Settles what cannot be read, or was never there; `None` if all of it is settled. What is settled already is left
+    /// out: the log takes a settlement whose first LSN it knows for one that is told twice.
+    pub fn give_up(&mut self, first: Lsn, last: Lsn) -> Option<Settled> {
+        let ranges: Vec<_> = self.settled.gaps_within(first, last).collect();
         self.settled.insert(first, last);
-        Settled { mark: Mark::Damaged, ranges: vec![(first, last)], totals: Vec::new() }
+        (!ranges.is_empty()).then_some(Settled { mark: Mark::Damaged, ranges, totals: Vec::new() })
     }
 
     /// Settlements that the log has not been told of.
@@ -92,6 +96,30 @@ impl Settling {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A damaged frame of which the first message was delivered was set aside with all its LSNs, and the log, which knew the
+    /// first, took that for a settlement told twice: the others stayed pending there, were reported at each start, and
+    /// kept their segment for ever.
+    #[test]
+    fn what_is_given_up_names_no_lsn_that_is_settled() {
+        let route = Route { transport: "t".into(), destination: "d".into() };
+        let mut settling = Settling::default();
+        for lsn in [4, 7] {
+            settling.settle(Mark::Delivered, lsn, &route, 10);
+        }
+        let given_up = settling.give_up(4, 9).expect("some of it is pending");
+        assert_eq!(given_up.ranges, [(5, 6), (8, 9)]);
+        assert_eq!(settling.give_up(4, 9), None);
+    }
+
+    /// Damage may name more LSNs than can be walked: they were counted one by one, for ever.
+    #[test]
+    fn what_is_given_up_is_counted_as_a_range() {
+        let mut settling = Settling::recovered(RangeSet::up_to(5));
+        let given_up = settling.give_up(4, 1 << 62).expect("some of it is pending");
+        assert_eq!(given_up.ranges, [(6, 1 << 62)]);
+        assert_eq!(settling.give_up(4, 9), None);
+    }
 
     #[test]
     fn settlements_reach_the_log_once_as_ranges_with_their_totals() {

@@ -102,6 +102,13 @@ impl Core {
         if stats.set_aside > 0 {
             alerts.push(format!("{} messages could not be read and were set aside", stats.set_aside));
         }
+        let damage = &self.outbox.found().damage;
+        if let Some(first) = damage.first() {
+            let (count, segment, reason) = (damage.len(), first.segment, &first.reason);
+            alerts.push(format!(
+                "damage found when the outbox was opened: {count}, first in segment {segment}: {reason}"
+            ));
+        }
         if let LedgerState::Rebuilding { reason, .. } | LedgerState::Off { reason, .. } = &snapshot.ledger.state {
             alerts.push(format!("ledger: {reason}"));
         }

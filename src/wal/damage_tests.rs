@@ -286,3 +286,49 @@ fn a_settlement_that_was_synced_and_is_damaged_is_reported() {
     let recovered = open(&storage, &options).1;
     assert_eq!((recovered.damage.len(), recovered.state.settled.prefix()), (1, 0), "{:?}", recovered.damage);
 }
+
+/// While the disk failed for a moment, an open looked for the first good frame of the last segment, passed over the
+/// blocks it could not read, and took the segment for one that had never been used: what was acknowledged in it counted
+/// as never written, and its LSNs as burnt. Found by `tests/model.rs`, seed 124.
+#[test]
+fn an_open_that_cannot_read_says_so_and_concludes_nothing_from_what_it_did_not_see() {
+    let options = options();
+    let storage = written(5, &options);
+    for (first, many) in (0..24).flat_map(|first| [(first, 1), (first, 2), (first, 99)]) {
+        let copy = storage.copy();
+        let mut reads = 0;
+        copy.on_read(move |_, _| {
+            reads += 1;
+            (first..first + many).contains(&(reads - 1)).then_some(Fault::Error(5))
+        });
+        let opened = Wal::open_stepped(Arc::new(copy.clone()), &directory(), options.clone());
+        copy.kill();
+        if let Ok((wal, recovered, _stepper)) = opened {
+            let (records, damage) = read_all(&wal.reader(), 1);
+            assert_eq!(
+                (records.len(), recovered.damage, damage),
+                (10, vec![], vec![]),
+                "read {first} failed, {many} of them"
+            );
+        }
+        let lost = accounted(&copy, &options, 10, &format!("after {many} failed reads from {first}"));
+        assert!(lost.is_empty(), "{lost:?}");
+    }
+}
+
+#[test]
+fn a_reader_that_cannot_read_stays_where_it_is_and_gives_nothing_up() {
+    let options = Options { tail_bytes: 0, ..options() };
+    let storage = written(5, &options);
+    // The second group is damaged; behind it lie blocks that cannot be read for a moment.
+    storage.edit(&segment_path(1), |bytes| bytes[12288 + 100] ^= 1);
+    let (wal, _, _stepper) = open(&storage, &options);
+    let reader = wal.reader();
+    let mut cursor = reader.seek(1, None).expect("readable");
+    assert!(matches!(reader.next(&mut cursor), Ok(Step::Frame { first_lsn: 1, .. })));
+    storage.on_read(|_, call| matches!(call, Operation::Read { offset: 16384.., .. }).then_some(Fault::Error(5)));
+    assert!(reader.next(&mut cursor).is_err());
+    storage.kill();
+    let Ok(Step::Damaged(lost)) = reader.next(&mut cursor) else { panic!("the damage is there still") };
+    assert_eq!((lost.first_lsn, lost.last_lsn), (3, 4), "and no larger for what could not be read");
+}

@@ -80,7 +80,7 @@ impl Committer {
         }
     }
 
-    fn is_ready(&self) -> bool {
+    pub(super) fn is_ready(&self) -> bool {
         let next_lsn = self.next_lsn();
         self.barriers.iter().any(|barrier| barrier.lsn <= next_lsn && barrier.settlements <= self.settlements)
     }

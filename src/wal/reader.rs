@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::error::{DecodeError, ReadError};
 use super::frame::{FrameHeader, FrameView, Identity, RecordView};
-use super::scan::SegmentFile;
+use super::scan::{Frame, SegmentFile};
 use super::segment;
 use super::shared::Shared;
 use super::state::SegmentInfo;
@@ -64,7 +64,8 @@ enum Look {
     Memory(Bytes, SegmentInfo),
     Segment(SegmentInfo),
     Next(SegmentInfo),
-    End,
+    /// Everything durable is behind the cursor: all that is below this LSN.
+    End(Lsn),
 }
 
 impl Reader {
@@ -88,7 +89,8 @@ impl Reader {
         let Some(segment) = segment else { return Ok(Cursor { segment: 0, offset: 0, next_lsn: lsn }) };
         let begin = Cursor { segment: segment.number, offset: first_offset(&segment), next_lsn: segment.first_lsn };
         if segment.first_lsn >= lsn {
-            return Ok(begin);
+            // What lies between is missing, unless it is settled.
+            return Ok(Cursor { next_lsn: lsn, ..begin });
         }
         let file = match self.file(&segment) {
             Ok(Ok(file)) => file,
@@ -126,14 +128,23 @@ impl Reader {
     pub fn next(&self, cursor: &mut Cursor) -> Result<Step, ReadError> {
         loop {
             let segment = match self.look(cursor) {
-                Look::End => return Ok(Step::End),
+                Look::End(next_lsn) => {
+                    let gap = self.gap(cursor, cursor.segment, next_lsn, "records at the end of the log are missing");
+                    cursor.next_lsn = cursor.next_lsn.max(next_lsn);
+                    return Ok(gap.map_or(Step::End, Step::Damaged));
+                }
                 Look::Next(segment) => {
+                    let gap =
+                        self.gap(cursor, segment.number, segment.first_lsn, "records before this segment are missing");
                     *cursor = Cursor {
                         segment: segment.number,
                         offset: first_offset(&segment),
                         next_lsn: cursor.next_lsn.max(segment.first_lsn),
                     };
-                    continue;
+                    match gap {
+                        Some(damage) => return Ok(Step::Damaged(damage)),
+                        None => continue,
+                    }
                 }
                 Look::Memory(bytes, segment) => {
                     let identity =
@@ -164,7 +175,8 @@ impl Reader {
             };
         }
         let later = (std::ops::Bound::Excluded(cursor.segment), std::ops::Bound::Unbounded);
-        view.segments.range::<u64, _>(later).next().map_or(Look::End, |(_, segment)| Look::Next(*segment))
+        let next = view.segments.range::<u64, _>(later).next();
+        next.map_or(Look::End(view.state.next_lsn), |(_, segment)| Look::Next(*segment))
     }
 
     /// Reads the frame at the cursor from its file; `None` if it holds no record, or the cursor moved.
@@ -172,7 +184,7 @@ impl Reader {
         let file = match self.file(segment) {
             Ok(Ok(file)) => file,
             Ok(Err(reason)) if self.is_current(segment) => {
-                return Ok(self.damaged(cursor, segment, None, reason)?.map(Step::Damaged));
+                return Ok(self.damaged(cursor, segment, None, reason).map(Step::Damaged));
             }
             Ok(Err(_)) => return Ok(None),
             Err(error) => return Err(self.failed(segment, error)),
@@ -181,7 +193,11 @@ impl Reader {
             Ok(Ok(frame)) => Ok(self.take(cursor, &frame.view())),
             // The segment may have been recycled in between; then nothing in it matters.
             Ok(Err(_)) if !self.is_current(segment) => Ok(None),
-            Ok(Err(error)) => Ok(self.damaged(cursor, segment, Some(&file), error.to_string())?.map(Step::Damaged)),
+            Ok(Err(error)) => {
+                let next = file.next_good(cursor.offset + BLOCK, segment.end);
+                let next = next.map_err(|error| self.failed(segment, error))?;
+                Ok(self.damaged(cursor, segment, next, error.to_string()).map(Step::Damaged))
+            }
             Err(error) => Err(self.failed(segment, error)),
         }
     }
@@ -194,12 +210,9 @@ impl Reader {
     fn take(&self, cursor: &mut Cursor, frame: &FrameView<'_>) -> Option<Step> {
         let header = frame.header;
         if header.count > 0 && header.first_lsn > cursor.next_lsn {
-            let (first_lsn, last_lsn) = (cursor.next_lsn, header.first_lsn - 1);
+            let gap = self.gap(cursor, header.segment, header.first_lsn, "records before this frame are missing");
             cursor.next_lsn = header.first_lsn;
-            let reason = "records before this frame are missing".to_owned();
-            let (segment, offset) = (header.segment, header.offset);
-            let damage = Damage { segment, offset, length: 0, first_lsn, last_lsn, reason };
-            if let Some(damage) = self.unsettled(damage) {
+            if let Some(damage) = gap {
                 return Some(Step::Damaged(damage));
             }
         }
@@ -223,16 +236,14 @@ impl Reader {
         }
     }
 
-    /// Moves the cursor to the next good frame, or to the segment's end, and says what is lost in between.
+    /// Moves the cursor to the next good frame, or to the segment's end if there is none, and says what is lost in between.
     fn damaged(
         &self,
         cursor: &mut Cursor,
         segment: &SegmentInfo,
-        file: Option<&SegmentFile>,
+        next: Option<Frame>,
         reason: String,
-    ) -> Result<Option<Damage>, ReadError> {
-        let next = file.map(|file| file.next_good(cursor.offset + BLOCK, segment.end)).transpose();
-        let next = next.map_err(|error| self.failed(segment, error))?.flatten();
+    ) -> Option<Damage> {
         let (to, next_lsn) = match &next {
             Some(frame) => (frame.header.offset, frame.header.first_lsn),
             None => (segment.end, segment.last_lsn + 1),
@@ -247,7 +258,15 @@ impl Reader {
         };
         cursor.offset = to;
         cursor.next_lsn = cursor.next_lsn.max(next_lsn);
-        Ok(self.unsettled(damage))
+        self.unsettled(damage)
+    }
+
+    /// What is missing between the cursor and the LSN that comes next, if anybody misses it.
+    fn gap(&self, cursor: &Cursor, segment: u64, next: Lsn, reason: &str) -> Option<Damage> {
+        let (first_lsn, last_lsn) = (cursor.next_lsn, next.max(1) - 1);
+        let offset = if segment == cursor.segment { cursor.offset } else { 0 };
+        let damage = Damage { segment, offset, length: 0, first_lsn, last_lsn, reason: reason.to_owned() };
+        if first_lsn <= last_lsn { self.unsettled(damage) } else { None }
     }
 
     /// Damage in which a message is lost that nobody has settled yet.
@@ -270,7 +289,11 @@ impl Reader {
         let limit = u32::try_from(file.length()?).unwrap_or(u32::MAX).max(segment.end);
         let mut file = SegmentFile { file, number: segment.number, salt: None, limit };
         // With a damaged header each frame's own salt is taken; its number still has to match.
-        file.salt = file.header()?.ok().filter(|header| header.number == segment.number).map(|header| header.salt);
+        let header = file.header()?.ok();
+        if header.is_some_and(|header| header.outbox != self.shared.options.outbox) {
+            return Ok(Err("the segment belongs to another outbox".into()));
+        }
+        file.salt = header.filter(|header| header.number == segment.number).map(|header| header.salt);
         *open = Some(file.clone());
         Ok(Ok(file))
     }

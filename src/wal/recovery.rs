@@ -17,6 +17,7 @@ use super::scan::SegmentFile;
 use super::segment::{self, Name, SegmentHeader};
 use super::state::{CheckpointReader, SegmentInfo, State};
 use super::storage::Storage;
+use super::stray;
 use super::{BLOCK, Damage, Lsn, Options};
 use crate::planted::{self, Planted};
 
@@ -55,6 +56,8 @@ struct Loaded {
     /// The first good frame, if the checkpoint is damaged.
     first: Option<FrameHeader>,
     short: bool,
+    /// The file holds another segment.
+    misplaced: bool,
 }
 
 /// See the module.
@@ -92,6 +95,7 @@ pub(super) fn recover(
     for at in 0..chain.len() {
         let later = chain.get(at + 1).and_then(|next| next.first);
         walk.synced_end = 0;
+        walk.doubtful.clear();
         let info = walk.segment(&chain[at], later.as_ref())?;
         let whole = at == 0 && walk.starts.contains_key(&info.number);
         // Without a frame that was written after a sync, the opening itself may be what was torn.
@@ -100,24 +104,19 @@ pub(super) fn recover(
         }
         segments.insert(info.number, info);
     }
+    walk.lost_before_begun(&chain);
     let last_acked = walk.state.next_lsn - 1;
-    if !walk.clean || walk.begun {
-        // Whether the last frame was acknowledged cannot be told; its LSNs are not used again.
-        let most = u64::from(options.frame_bytes.max(options.record_bytes)) / RECORD_HEADER as u64;
-        walk.state.burn_to(walk.state.next_lsn.saturating_add(most));
-    }
+    // What may have been acknowledged is not used again.
+    walk.state.burn_to(walk.state.next_lsn.saturating_add(walk.uncertain()));
     if planted::is(Planted::ReuseAckedLsn) {
         walk.state.next_lsn = last_acked.max(1);
     }
     let intact = walk.damage.is_empty();
     walk.missing(&segments, &numbers);
-    let stray = |number: &&u64| intact && !segments.contains_key(number);
-    let discard = numbers.iter().filter(stray).map(|&number| segment::path(directory, number)).collect();
-    let settled = &walk.state.settled;
-    walk.damage.retain(|damage| {
-        damage.last_lsn < damage.first_lsn || !settled.contains_range(damage.first_lsn, damage.last_lsn)
-    });
-    let next_number = next_number(storage, directory, &numbers, &free);
+    let strays = numbers.iter().copied().filter(|number| intact && !segments.contains_key(number));
+    let discard = stray::removable(storage, directory, strays, &numbers);
+    walk.forget_settled();
+    let next_number = stray::next_number(storage, directory, &numbers, &free);
     Ok(Found {
         recovered: Recovered {
             next_lsn: walk.state.next_lsn,
@@ -135,17 +134,6 @@ pub(super) fn recover(
     })
 }
 
-/// Past every number there is: also past those in the headers of free files, which may hold a segment whose rename
-/// was lost in a power cut. So the number, not only the salt, tells its frames from live ones.
-fn next_number(storage: &dyn Storage, directory: &std::path::Path, numbers: &[u64], free: &[u64]) -> u64 {
-    let inside = free.iter().filter_map(|&number| {
-        let file = storage.open_read(&segment::free_path(directory, number)).ok()?;
-        let file = SegmentFile { file, number, salt: None, limit: 0 };
-        file.header().ok()?.ok().map(|header| header.number)
-    });
-    inside.chain(numbers.iter().copied()).max().map_or(1, |last| last.saturating_add(1))
-}
-
 struct Walk<'a> {
     storage: &'a dyn Storage,
     directory: &'a std::path::Path,
@@ -154,14 +142,18 @@ struct Walk<'a> {
     /// Where groups begin in the segment the state is from.
     starts: BTreeMap<u64, u32>,
     damage: Vec<Damage>,
+    /// Bad frames that were torn, unless a frame further on knows that they were synced.
+    doubtful: Vec<Damage>,
     torn_bytes: u64,
     incarnation: Option<u64>,
     /// The last frame is a seal.
     clean: bool,
     /// The most that a frame of the segment at hand knew to be synced.
     synced_end: u32,
-    /// A segment was begun behind the last good one.
-    begun: bool,
+    /// A segment was begun behind the last good one: the last LSN that was acknowledged before it.
+    begun: Option<Lsn>,
+    /// The end of the log is lost, and how much it held is not known.
+    lost_end: bool,
 }
 
 impl<'a> Walk<'a> {
@@ -173,11 +165,13 @@ impl<'a> Walk<'a> {
             state: State::new(),
             starts: BTreeMap::new(),
             damage: Vec::new(),
+            doubtful: Vec::new(),
             torn_bytes: 0,
             incarnation: None,
             clean: true,
             synced_end: 0,
-            begun: false,
+            begun: None,
+            lost_end: false,
         }
     }
 
@@ -185,21 +179,18 @@ impl<'a> Walk<'a> {
     fn load_chain(&mut self, numbers: &[u64]) -> Result<Vec<Loaded>, WalError> {
         let mut chain = Vec::new();
         for &number in numbers.iter().rev() {
-            let loaded = self.load(number)?;
+            let loaded = self.load(number, numbers)?;
             if loaded.checkpoint.is_none() && loaded.first.is_none() {
-                if loaded.short {
-                    // Segments have their full length before they get their name.
-                    let reason = "the segment is shorter than it was made, and nothing in it can be read".to_owned();
-                    self.damage.push(Damage {
-                        segment: number,
-                        offset: 0,
-                        length: 0,
-                        first_lsn: 1,
-                        last_lsn: 0,
-                        reason,
-                    });
+                // Segments have their full length before they get their name.
+                let short = "the segment is shorter than it was made, and nothing in it can be read";
+                let elsewhere = "the file holds another segment than its name says";
+                let reasons = [(loaded.short, short), (loaded.misplaced, elsewhere)];
+                if let Some((_, reason)) = reasons.iter().find(|(applies, _)| *applies) {
+                    let (segment, reason) = (number, (*reason).to_owned());
+                    self.damage.push(Damage { segment, offset: 0, length: 0, first_lsn: 1, last_lsn: 0, reason });
+                    self.lost_end = true;
                 }
-                self.begun |= loaded.header.is_some();
+                self.begun = self.begun.max(loaded.header.map(|header| header.last_acked));
                 continue;
             }
             let whole = loaded.checkpoint.is_some();
@@ -213,18 +204,22 @@ impl<'a> Walk<'a> {
         Ok(chain)
     }
 
-    fn load(&self, number: u64) -> Result<Loaded, WalError> {
+    fn load(&self, number: u64, numbers: &[u64]) -> Result<Loaded, WalError> {
         let path = segment::path(self.directory, number);
         let file = self.storage.open_read(&path).map_err(WalError::io("open", &path))?;
         // The process before may have died between a write and its sync; what is trusted now must be on the disk.
         file.sync_data().map_err(WalError::io("sync", &path))?;
         let length = file.length().map_err(WalError::io("length of", &path))?;
         let mut file = SegmentFile { file, number, salt: None, limit: self.options.segment_bytes };
+        let mut misplaced = false;
         let header = match file.header().map_err(WalError::io("read", &path))? {
             Ok(header) if header.number == number => Some(header),
-            Ok(_) => None,
+            Ok(header) => {
+                misplaced = stray::is_misplaced(&header, number, numbers);
+                None
+            }
             Err(DecodeError::Newer { found, .. }) => {
-                return Err(WalError::NewerFormat { path, found, known: u64::from(super::frame::VERSION) });
+                return Err(newer(path, found));
             }
             Err(_) => None,
         };
@@ -253,7 +248,7 @@ impl<'a> Walk<'a> {
                 // A checkpoint without the frame that came with it was never acknowledged.
                 let first = next_good(*start)?;
                 if first.is_none() && !short {
-                    return Ok(Loaded { file, header, checkpoint: None, first: None, short });
+                    return Ok(Loaded { file, header, checkpoint: None, first: None, short, misplaced });
                 }
                 first
             }
@@ -261,7 +256,7 @@ impl<'a> Walk<'a> {
         if file.salt.is_none() {
             file.salt = first.map(|first| first.salt);
         }
-        Ok(Loaded { file, header, checkpoint, first, short })
+        Ok(Loaded { file, header, checkpoint, first, short, misplaced })
     }
 
     fn bad_beginning(&mut self, segment: u64) {
@@ -308,22 +303,28 @@ impl<'a> Walk<'a> {
                     end = offset;
                     continue;
                 }
+                Err(DecodeError::Newer { found, .. }) => return Err(newer(path, found)),
                 Err(error) => error,
             };
             let next = file.next_good(offset + BLOCK, file.limit).map_err(WalError::io("read", &path))?;
             let Some(next) = next else {
-                self.end(loaded, offset, later, &bad).map_err(WalError::io("read", &path))?;
+                let behind = self.end(loaded, offset, later, &bad).map_err(WalError::io("read", &path))?;
+                end = end.max(behind);
                 break;
             };
-            // Frames before `next` that it knows to have been synced are damaged; others were torn.
+            // Frames before `next` that it, or one behind it, knows to have been synced are damaged; others were torn.
             let (first_lsn, last_lsn) = (self.state.next_lsn, next.header.durable_lsn.min(next.header.first_lsn - 1));
-            if last_lsn >= first_lsn || next.header.synced_end > offset {
-                let (segment, length) = (file.number, next.header.offset - offset);
-                let reason = bad.to_string();
-                self.damage.push(Damage { segment, offset, length, first_lsn, last_lsn, reason });
+            let (segment, length, reason) = (file.number, next.header.offset - offset, bad.to_string());
+            let damage = Damage { segment, offset, length, first_lsn, last_lsn, reason };
+            if last_lsn >= first_lsn {
+                self.damage.push(damage);
+            } else if start.is_some() || offset > BLOCK {
+                // What stands at the beginning is told of by itself.
+                self.doubtful.push(damage);
             }
             self.state.next_lsn = first_lsn.max(last_lsn + 1);
             offset = next.header.offset;
+            end = offset;
         }
         let (number, last_lsn) = (file.number, self.state.next_lsn - 1);
         Ok(SegmentInfo { number, first_lsn, last_lsn, start: start.unwrap_or(0), end, failed: false })
@@ -336,12 +337,13 @@ impl<'a> Walk<'a> {
         }
         self.gap(segment, header.offset, header.durable_lsn, header.first_lsn, "records before this frame are missing");
         self.synced_end = self.synced_end.max(header.synced_end);
+        self.damage.extend(self.doubtful.extract_if(.., |damage| damage.offset < header.synced_end));
         self.clean = header.kind == FrameKind::Seal;
         if let Err(error) = self.state.apply(&frame.view()) {
             // The checksum holds, so it was written like this, by a later release.
             let path = segment::path(self.directory, segment);
             tracing::error!(%error, path = %path.display(), "a frame with a good checksum cannot be read");
-            return Err(WalError::NewerFormat { path, found: 0, known: u64::from(super::frame::VERSION) });
+            return Err(newer(path, 0));
         }
         Ok(())
     }
@@ -356,31 +358,69 @@ impl<'a> Walk<'a> {
         self.state.burn_to(next);
     }
 
-    /// Nothing good follows: the end, a torn write, or damage that a later segment tells of.
-    fn end(&mut self, loaded: &Loaded, offset: u32, later: Option<&FrameHeader>, bad: &DecodeError) -> io::Result<()> {
+    /// Nothing good follows: the end, a torn write, or damage that a later segment tells of. Returns where what is to be
+    /// read ends: behind the damage, so that the reader comes across it.
+    fn end(&mut self, loaded: &Loaded, offset: u32, later: Option<&FrameHeader>, bad: &DecodeError) -> io::Result<u32> {
         let file = &loaded.file;
-        if loaded.short {
-            let reason = format!("the segment is shorter than it was made: {bad}");
-            let (segment, first_lsn) = (file.number, self.state.next_lsn);
-            let last_lsn = later.map_or(first_lsn - 1, |later| later.durable_lsn);
-            self.damage.push(Damage { segment, offset, length: 0, first_lsn, last_lsn, reason });
-            self.clean = false;
-            return Ok(());
-        }
+        let (segment, first_lsn) = (file.number, self.state.next_lsn);
         let covered = later.map_or(0, |later| later.durable_lsn.min(later.first_lsn - 1));
-        if covered >= self.state.next_lsn {
-            let (first_lsn, length) = (self.state.next_lsn, file.limit.saturating_sub(offset));
-            let (segment, reason) = (file.number, bad.to_string());
-            self.damage.push(Damage { segment, offset, length, first_lsn, last_lsn: covered, reason });
-            self.state.next_lsn = covered + 1;
-        } else if later.is_none() {
-            // A header with a bad body is certainly a torn write; without one, whether there was one cannot be told.
+        if loaded.short || covered >= first_lsn {
+            let what = if loaded.short { "the segment is shorter than it was made: " } else { "" };
+            let (length, last_lsn) = (file.limit.saturating_sub(offset), covered.max(first_lsn - 1));
+            let reason = format!("{what}{bad}");
+            self.damage.push(Damage { segment, offset, length, first_lsn, last_lsn, reason });
+            self.state.next_lsn = last_lsn + 1;
+            self.lost_end |= later.is_none();
+            return Ok(if covered >= first_lsn { file.limit } else { offset });
+        }
+        if later.is_none() {
             if let Ok(header) = file.frame_header(offset)? {
                 self.torn_bytes += u64::from(header.length());
                 self.clean = false;
+            } else if file.resembles_frame(offset)? {
+                // A header is written whole or not at all: this one was, and so perhaps was what it stood for.
+                self.torn_bytes += u64::from(BLOCK);
+                self.clean = false;
             }
         }
-        Ok(())
+        Ok(offset)
+    }
+
+    /// The header of a segment that was begun tells what had been acknowledged, be there nothing else in it.
+    fn lost_before_begun(&mut self, chain: &[Loaded]) {
+        let Some(last_lsn) = self.begun.filter(|&last| last >= self.state.next_lsn) else { return };
+        let (segment, first_lsn) = (chain.last().map_or(0, |last| last.file.number), self.state.next_lsn);
+        let reason = "records before the newest segment are missing".to_owned();
+        self.damage.push(Damage { segment, offset: 0, length: 0, first_lsn, last_lsn, reason });
+        self.state.next_lsn = last_lsn + 1;
+    }
+
+    /// How many LSNs may have been acknowledged beyond the last that is known to be.
+    fn uncertain(&self) -> u64 {
+        let bytes = if self.lost_end {
+            // Any number of frames may be lost with the end of a segment.
+            self.options.segment_bytes
+        } else if !self.clean || self.begun.is_some() {
+            // Whether the last frame was acknowledged cannot be told.
+            self.options.frame_bytes.max(self.options.record_bytes)
+        } else {
+            0
+        };
+        u64::from(bytes) / RECORD_HEADER as u64
+    }
+
+    /// Nobody misses what is settled. But the bytes may have held settlements, so that what these settled is delivered
+    /// again: that is still told.
+    fn forget_settled(&mut self) {
+        let settled = &self.state.settled;
+        self.damage.retain_mut(|damage| {
+            let none = damage.last_lsn < damage.first_lsn;
+            let missed = none || !settled.contains_range(damage.first_lsn, damage.last_lsn);
+            if !missed {
+                damage.last_lsn = damage.first_lsn - 1;
+            }
+            missed || damage.length > 0
+        });
     }
 
     /// Segments a checkpoint names that are not there.
@@ -395,6 +435,11 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// What a later release wrote is neither damaged nor torn: it is there, and this release cannot read it.
+fn newer(path: PathBuf, found: u64) -> WalError {
+    WalError::NewerFormat { path, found, known: u64::from(super::frame::VERSION) }
+}
+
 /// The checkpoint at the beginning of a segment, and where groups begin; `None` if a part of it is damaged.
 fn checkpoint(file: &SegmentFile, header: &SegmentHeader) -> io::Result<Option<(State, Vec<SegmentInfo>, u32)>> {
     let mut reader = CheckpointReader::default();
@@ -407,5 +452,5 @@ fn checkpoint(file: &SegmentFile, header: &SegmentHeader) -> io::Result<Option<(
             Ok(_) | Err(_) => return Ok(None),
         }
     }
-    Ok(reader.finish(header.first_lsn).map(|(state, segments)| (state, segments, header.start)))
+    Ok(reader.finish(header.number, header.first_lsn).map(|(state, segments)| (state, segments, header.start)))
 }

@@ -1,0 +1,47 @@
+//! Segment files that are no part of the log: left by a crash, to be used again, or under a name that is not theirs.
+//!
+//! A file that was recycled and renamed, and never written to, holds a segment of an earlier life: its number is lower,
+//! and no file has that number any more. Any other number than that of the name means that somebody, or the file
+//! system, has moved the file: what it holds may be missed, so it is never removed.
+
+use std::path::{Path, PathBuf};
+
+use super::scan::SegmentFile;
+use super::segment::{self, SegmentHeader};
+use super::storage::Storage;
+
+/// Past every number there is: also past those in the headers of free files, which may hold a segment whose rename
+/// was lost in a power cut. So the number, not only the salt, tells its frames from live ones.
+pub(super) fn next_number(storage: &dyn Storage, directory: &Path, numbers: &[u64], free: &[u64]) -> u64 {
+    let inside =
+        free.iter().filter_map(|&number| Some(header(storage, &segment::free_path(directory, number), number)?.number));
+    inside.chain(numbers.iter().copied()).max().map_or(1, |last| last.saturating_add(1))
+}
+
+/// Whether the file of segment `number`, with this header, holds a segment that is, or may be, in use.
+pub(super) fn is_misplaced(header: &SegmentHeader, number: u64, numbers: &[u64]) -> bool {
+    header.number > number || header.number < number && numbers.binary_search(&header.number).is_ok()
+}
+
+/// Those of the files that nobody can miss.
+pub(super) fn removable(
+    storage: &dyn Storage,
+    directory: &Path,
+    strays: impl Iterator<Item = u64>,
+    numbers: &[u64],
+) -> Vec<PathBuf> {
+    let removable = strays.filter_map(|number| {
+        let path = segment::path(directory, number);
+        let misplaced = header(storage, &path, number).is_some_and(|header| is_misplaced(&header, number, numbers));
+        if misplaced {
+            tracing::error!(path = %path.display(), "the file holds another segment than its name says; it is left alone");
+        }
+        (!misplaced).then_some(path)
+    });
+    removable.collect()
+}
+
+fn header(storage: &dyn Storage, path: &Path, number: u64) -> Option<SegmentHeader> {
+    let file = storage.open_read(path).ok()?;
+    SegmentFile { file, number, salt: None, limit: 0 }.header().ok()?.ok()
+}
