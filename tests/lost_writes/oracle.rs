@@ -43,7 +43,7 @@ pub fn payload(number: u64) -> String {
 pub fn message(number: u64) -> Message {
     let topic = match key(number) {
         0 => AHEAD,
-        1 if (10..LARGE).contains(&number) => HELD,
+        1 | 2 if (10..LARGE).contains(&number) => HELD,
         _ => "topic",
     };
     Message::to(topic).key(key(number).to_string()).payload(payload(number))
