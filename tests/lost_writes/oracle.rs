@@ -43,7 +43,7 @@ pub fn payload(number: u64) -> String {
 pub fn message(number: u64) -> Message {
     let topic = match key(number) {
         0 => AHEAD,
-        1 if (10..LARGE).contains(&number) => HELD,
+        1 | 2 if (10..LARGE).contains(&number) => HELD,
         _ => "topic",
     };
     Message::to(topic).key(key(number).to_string()).payload(payload(number))
@@ -53,7 +53,9 @@ pub fn message(number: u64) -> Message {
 pub struct Lines(File);
 
 impl Lines {
+    /// A line that the life before could not finish was never said: SIGKILL can cut a write short at a page's end.
     pub fn to(dir: &Path, name: &str) -> Self {
+        keep_whole_lines(dir, name, u64::MAX);
         Self(OpenOptions::new().create(true).append(true).open(dir.join(name)).unwrap())
     }
 
@@ -87,9 +89,17 @@ pub fn acked_bytes(dir: &Path) -> u64 {
 
 /// Forgets what was acknowledged after [`acked_bytes`] was asked.
 pub fn forget_acks(dir: &Path, after: u64) {
-    if let Ok(file) = OpenOptions::new().write(true).open(dir.join("acked")) {
-        file.set_len(after).expect("the oracle's disk works");
-    }
+    keep_whole_lines(dir, "acked", after);
+}
+
+/// Keeps the lines that end within the first so many bytes.
+fn keep_whole_lines(dir: &Path, name: &str, bytes: u64) {
+    let path = dir.join(name);
+    let Ok(text) = std::fs::read(&path) else { return };
+    let text = &text[..text.len().min(usize::try_from(bytes).unwrap_or(usize::MAX))];
+    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    let file = OpenOptions::new().write(true).open(path).expect("the oracle's disk works");
+    file.set_len(whole as u64).expect("the oracle's disk works");
 }
 
 /// The whole lines of a file: id and number. A torn last line was never said.

@@ -41,5 +41,6 @@ fn planted_skip_directory_sync_is_caught() {
 
 #[test]
 fn planted_retry_failed_sync_is_caught() {
-    is_caught("retry-failed-sync", FAILED_SYNC, &[("OUTLAST_TEST_SITE", "outbox/wal/#.seg")], &[" lost: ["]);
+    let some = [("OUTLAST_TEST_SITE", "outbox/wal/#.seg"), ("OUTLAST_TEST_RUNS", "40")];
+    is_caught("retry-failed-sync", FAILED_SYNC, &some, &[" lost: ["]);
 }

@@ -20,6 +20,10 @@ const ABREAST: usize = 4;
 /// What a sync takes in a life, in milliseconds: on a disk that is too fast nothing happens between a write and its sync.
 const SYNCS: [u64; 4] = [0, 1, 3, 10];
 
+/// Bytes of acknowledgements, of 40 to 50 each, that a life is given at most before its end, and how long for them.
+const ACKS: u64 = 5_000;
+const PATIENCE: Duration = Duration::from_millis(500);
+
 /// How lives end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
@@ -52,8 +56,15 @@ fn live_and_die(life: &Life, disk: &Disk, cut: bool, rng: &mut Rng) -> Result<Op
     let mut child = start(life);
     if while_sending {
         child.wait_for_line("open");
+        // So far it gets on a busy machine, too, unless nothing is acknowledged.
+        let (wanted, begun) = (acked_bytes(&life.notes) + rng.u64(..ACKS), Instant::now());
+        while acked_bytes(&life.notes) < wanted && begun.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        std::thread::sleep(delay / 10);
+    } else {
+        std::thread::sleep(delay);
     }
-    std::thread::sleep(delay);
     let ended = child.process.try_wait().expect("it can be waited for");
     let (acked, image) = (acked_bytes(&life.notes), cut.then(|| disk.image()));
     if ended.is_none() {
