@@ -221,6 +221,9 @@ impl Oracle {
                 continue;
             }
             match found.get(&lsn) {
+                // Reported delivered, by a settlement that a later process found in the page cache only, after a sync of it
+                // had failed: its segment was used again, and is told of as missing.
+                None if slot.settled != Settled::No && self.sync_failed => {}
                 None => return Err(format!("{lsn} was acknowledged and is gone")),
                 Some(found) if **found != self.messages[message] => {
                     return Err(format!("{lsn} was acknowledged as {:?} and is {found:?}", self.messages[message]));
