@@ -223,7 +223,8 @@ fn a_directory_in_the_place_of_a_segment_is_refused_and_everything_stays() {
     let aside = outbox.dir.path().join("aside");
     fs::rename(&segment, &aside).expect("renamed");
     fs::create_dir(&segment).expect("created");
-    let refused = builder(outbox.dir.path(), &Broker::new()).open_blocking().err().expect("refused").to_string();
+    let Err(refused) = builder(outbox.dir.path(), &Broker::new()).open_blocking() else { panic!("it opens") };
+    let refused = refused.to_string();
     let name = Path::new(&segment).file_name().expect("a name").to_string_lossy().into_owned();
     assert!(refused.contains(&name), "{refused}");
     fs::remove_dir(&segment).expect("removed");
