@@ -52,7 +52,7 @@ install_packages() {
     apt install --no-install-recommends "${names[@]}" || die "apt-get could not install: ${names[*]}"
 }
 
-# What compiling the crate with its C libraries (librdkafka, zstd) takes, and tracing system calls in tests.
+# What compiling the crate with its C libraries (librdkafka, zstd) takes, and in tests tracing system calls and mounting.
 need_build_tools() {
     local missing=()
     command -v cargo >/dev/null || die "no cargo here: please install Rust (see rust-version in Cargo.toml) from https://rustup.rs"
@@ -67,6 +67,8 @@ need_build_tools() {
     fi
     if [[ ${1:-} == tests ]]; then
         command -v strace >/dev/null || missing+=(strace)
+        # Root mounts the file system of tests/lost_writes by itself.
+        ((EUID == 0)) || command -v fusermount3 >/dev/null || missing+=(fuse3)
     fi
     install_packages "${missing[@]}"
 }

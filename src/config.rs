@@ -30,6 +30,9 @@ pub const MAX_BYTES: u64 = 16 << 30;
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
 /// Headers of one message.
 pub const MAX_HEADERS: usize = 1_000;
+/// Fields of one message: far above any entry, and what a reader takes for them stays at a few MiB, even where they are
+/// all empty and cost the log two bytes each.
+pub const MAX_FIELDS: usize = 65_536;
 /// Messages one partition may own, so that a leaderless one does not fill the window for all.
 pub const PARTITION_MESSAGES: usize = 2_000;
 /// Bytes one partition may own.

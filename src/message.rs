@@ -185,7 +185,7 @@ impl Message {
         Ok(self.payload(serde_json::to_vec(value)?))
     }
 
-    /// Sets the fields of a Redis stream entry, written as they are; replaces the payload.
+    /// Sets the fields of a Redis stream entry, written as they are; at most 65,536; replaces the payload.
     pub fn fields<K: Into<Bytes>, V: Into<Bytes>>(mut self, fields: impl IntoIterator<Item = (K, V)>) -> Self {
         self.body = Body::Fields(fields.into_iter().map(|(k, v)| (k.into(), v.into())).collect());
         self

@@ -1,246 +1,128 @@
 //! No acknowledgement before the sync, and none for anything in a segment whose name is not durable: shown by the
 //! system calls of a process that stores messages, rotating and recycling segments, as strace saw them (DESIGN.md 1.2,
-//! 3.1).
+//! 3.1; RELIABILITY.md, row 8). The same of dead letters, in their own log, before anybody is told of them; and of a
+//! process that finds messages of one that was killed: it syncs what it trusts before it delivers or acknowledges
+//! anything, and writes into no segment it found.
 //!
 //! strace notes the end of a call before the thread goes on, so what the trace says happened first did happen first.
 
 #![cfg(all(feature = "testing", target_os = "linux"))]
 
 mod shows;
+#[path = "trace/steps.rs"]
+mod steps;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
 use outlast::testing::Broker;
-use outlast::{Message, Mode, Receipt};
+use outlast::{Fate, Message, Mode, Producer, Receipt};
 use shows::{LONG, builder, under, work};
+use steps::{Seen, Step, check, file_of, is_segment, parse};
 
 const MESSAGES: usize = 1_200;
 const TOGETHER: usize = 8;
+const BURIED: usize = 30;
 
-/// One system call begins or ends.
-#[derive(Clone, Debug, PartialEq)]
-enum Step {
-    Write { file: String, messages: Vec<usize> },
-    Written { file: String },
-    Sync { file: String },
-    Synced { file: String },
-    Renamed { from: String, to: String },
-    Removed { file: String },
-    Ack { message: usize },
-}
-
-/// Parses `strace -f -y`. Calls that failed leave no step of their end behind.
-fn parse(trace: &str, wal: &str) -> Vec<Step> {
-    let mut steps = Vec::new();
-    let mut begun: HashMap<String, String> = HashMap::new();
-    for line in trace.lines() {
-        let Some((pid, rest)) = line.split_once(' ').map(|(pid, rest)| (pid, rest.trim_start())) else { continue };
-        if let Some(start) = rest.strip_suffix(" <unfinished ...>") {
-            steps.extend(begin(start, wal));
-            begun.insert(pid.to_owned(), start.to_owned());
-        } else if rest.starts_with("<... ") {
-            let start = begun.remove(pid).unwrap_or_else(|| panic!("the end of no call: {line}"));
-            steps.extend(end(&start, rest, wal));
-        } else {
-            steps.extend(begin(rest, wal));
-            steps.extend(end(rest, rest, wal));
+/// Runs the child under strace, and returns what it did to its logs: of messages, of dead letters.
+fn trace(what: &str, directory: &Path) -> [(Vec<Step>, String); 2] {
+    let log = directory.join(format!("strace-{what}"));
+    let mut strace = Command::new("strace");
+    let calls = "trace=pwrite64,pwritev,pwritev2,write,writev,fdatasync,fsync,sync_file_range,rename,renameat,renameat2,\
+                 unlink,unlinkat";
+    strace.args(["-f", "-y", "-s", "1000000", "-e", calls, "-e", "signal=none", "-o"]).arg(&log);
+    let output = under(strace, &[&directory, &what])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .output()
+        .expect("strace runs: this test cannot do without it (Debian: apt-get install strace)");
+    let killed = what == "killed" && String::from_utf8_lossy(&output.stdout).contains("<end>");
+    assert!(output.status.success() || killed, "{}", String::from_utf8_lossy(&output.stderr));
+    let trace = String::from_utf8_lossy(&std::fs::read(&log).unwrap()).into_owned();
+    ["outbox/wal", "outbox/dead"].map(|log| {
+        let log = directory.join(log).to_str().unwrap().to_owned();
+        for unknown in ["write", "writev", "pwritev", "pwritev2", "sync_file_range"].map(|call| format!(" {call}(")) {
+            let touches = trace.lines().find(|line| line.contains(&unknown) && file_of(line, &log).is_some());
+            assert_eq!(touches, None, "this test does not know what that does to the log");
         }
-    }
-    steps
+        (parse(&trace, &log), log)
+    })
 }
 
-fn begin(call: &str, wal: &str) -> Option<Step> {
-    let name = call.split('(').next()?;
-    match name {
-        "pwrite64" => {
-            let file = file_of(call, wal)?;
-            Some(Step::Write { file, messages: tokens(call, "<message ") })
-        }
-        // A first acknowledgement in a line of libtest's is one all the same.
-        "write" if call.starts_with("write(1<") => Some(Step::Ack { message: *tokens(call, "<ack ").first()? }),
-        "fdatasync" | "fsync" => Some(Step::Sync { file: file_of(call, wal)? }),
-        _ => None,
-    }
-}
-
-fn end(call: &str, result: &str, wal: &str) -> Option<Step> {
-    let returned: i64 = result.rsplit(" = ").next()?.split_whitespace().next()?.parse().ok()?;
-    if returned < 0 {
-        return None;
-    }
-    let paths = || call.split('"').skip(1).step_by(2).map(str::to_owned);
-    match call.split('(').next()? {
-        "pwrite64" => Some(Step::Written { file: file_of(call, wal)? }),
-        "fdatasync" | "fsync" => Some(Step::Synced { file: file_of(call, wal)? }),
-        "rename" | "renameat" | "renameat2" => {
-            let (from, to) = (paths().next()?, paths().nth(1)?);
-            to.starts_with(wal).then_some(Step::Renamed { from, to })
-        }
-        "unlink" | "unlinkat" => paths().next().filter(|file| file.starts_with(wal)).map(|file| Step::Removed { file }),
-        _ => None,
-    }
-}
-
-/// The path that `-y` shows of the first descriptor, if it is the log's.
-fn file_of(call: &str, wal: &str) -> Option<String> {
-    let path = call.split_once('<')?.1.split_once('>')?.0;
-    path.starts_with(wal).then(|| path.to_owned())
-}
-
-fn tokens(call: &str, before: &str) -> Vec<usize> {
-    let numbers = call.split(before).skip(1).map(|rest| rest.split_once('>').map(|(number, _)| number.parse()));
-    numbers.map(|number| number.expect("a whole token").expect("a number")).collect()
-}
-
-/// What is known of a file of the log.
-#[derive(Default)]
-struct File {
-    /// Messages in writes that have begun and are not covered by a sync.
-    unsynced: HashSet<usize>,
-    /// Messages that a sync which has begun will cover.
-    syncing: HashSet<usize>,
-    synced: HashSet<usize>,
-    /// Writes that have not ended, and writes that have but are not covered by a sync.
-    writing: usize,
-    dirty: bool,
-    syncing_dirty: bool,
-    /// A sync of it never returned, or failed.
-    failed: bool,
-    /// Its present name is not covered by a sync of the directory.
-    unnamed: bool,
-    naming: bool,
-}
-
-/// What was seen, so that a test can say that it saw enough.
-#[derive(Debug, Default, PartialEq)]
-struct Seen {
-    acks: usize,
-    segments: usize,
-    recycled: usize,
-    faults: Vec<String>,
-}
-
-/// Follows the steps and notes each one that breaks the order.
-fn check(steps: &[Step], wal: &str) -> Seen {
-    let mut files: HashMap<String, File> = HashMap::new();
-    let mut seen = Seen::default();
-    let mut current: Option<String> = None;
-    let mut freed = HashSet::new();
-    // Once it was so, it may be recycled, because it is delivered and that is recorded.
-    let mut durable: HashSet<usize> = HashSet::new();
-    for step in steps {
-        match step {
-            Step::Write { file, messages } => {
-                if let Some(before) = current.as_ref().filter(|before| *before != file && is_segment(file)) {
-                    let before_file = files.entry(before.clone()).or_default();
-                    if before_file.writing > 0 || before_file.dirty || before_file.syncing_dirty || before_file.failed {
-                        seen.faults.push(format!("{file} is written before {before} is synced"));
-                    }
-                }
-                if is_segment(file) {
-                    current = Some(file.clone());
-                }
-                let known = files.entry(file.clone()).or_default();
-                known.unsynced.extend(messages);
-                known.writing += 1;
-            }
-            Step::Written { file } => {
-                let known = files.entry(file.clone()).or_default();
-                (known.writing, known.dirty) = (known.writing - 1, true);
-            }
-            Step::Sync { file } if file == wal => files.values_mut().for_each(|file| file.naming = file.unnamed),
-            Step::Synced { file } if file == wal => {
-                for (name, file) in &mut files {
-                    file.unnamed &= !std::mem::take(&mut file.naming);
-                    if !file.unnamed && is_segment(name) {
-                        durable.extend(&file.synced);
-                    }
-                }
-            }
-            Step::Sync { file } => {
-                let known = files.entry(file.clone()).or_default();
-                // A write that still runs is not covered.
-                if known.writing == 0 {
-                    // What an earlier sync did not confirm, no later one does.
-                    known.failed |= known.syncing_dirty;
-                    known.syncing = std::mem::take(&mut known.unsynced);
-                    known.syncing_dirty = std::mem::take(&mut known.dirty);
-                }
-            }
-            Step::Synced { file } => {
-                let known = files.entry(file.clone()).or_default();
-                known.synced.extend(std::mem::take(&mut known.syncing));
-                known.syncing_dirty = false;
-                if !known.unnamed && is_segment(file) {
-                    durable.extend(&known.synced);
-                }
-            }
-            Step::Renamed { from, to } => {
-                let mut file = files.remove(from).unwrap_or_default();
-                (file.unnamed, file.naming) = (true, false);
-                if is_segment(to) {
-                    seen.segments += 1;
-                    seen.recycled += usize::from(freed.contains(from));
-                    // Messages of an earlier life are not this segment's.
-                    file = File { unnamed: true, ..File::default() };
-                } else {
-                    freed.insert(to.clone());
-                    current = current.filter(|current| current != from);
-                }
-                files.insert(to.clone(), file);
-            }
-            Step::Removed { file } => drop(files.remove(file)),
-            Step::Ack { message } => {
-                seen.acks += 1;
-                if !durable.contains(message) {
-                    let places: Vec<_> = files
-                        .iter()
-                        .filter(|(_, file)| file.synced.contains(message) || file.unsynced.contains(message))
-                        .map(|(name, file)| (name, file.synced.contains(message), file.unnamed))
-                        .collect();
-                    seen.faults
-                        .push(format!("{message} is acknowledged too early: (file, synced, unnamed) {places:?}"));
-                }
-            }
-        }
-    }
+#[track_caller]
+fn in_good_order(steps: &[Step], wal: &str) -> Seen {
+    let seen = check(steps, wal);
+    assert!(seen.faults.is_empty(), "out of order: {:#?}", &seen.faults[..seen.faults.len().min(10)]);
     seen
-}
-
-fn is_segment(path: &str) -> bool {
-    path.ends_with(".seg") && !path.contains("/free-")
 }
 
 #[test]
 fn an_acknowledgement_follows_the_sync_of_its_segment_and_of_the_directory() {
     let dir = tempfile::TempDir::new().unwrap();
-    let (log, wal) = (dir.path().join("strace"), dir.path().join("outbox/wal"));
-    let wal = wal.to_str().unwrap();
-    let mut strace = Command::new("strace");
-    let calls = "trace=pwrite64,pwritev,pwritev2,write,writev,fdatasync,fsync,sync_file_range,rename,renameat,renameat2,\
-                 unlink,unlinkat";
-    strace.args(["-f", "-y", "-s", "1000000", "-e", calls, "-e", "signal=none", "-o"]).arg(&log);
-    let output = under(strace, &[&dir.path()])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .output()
-        .expect("strace runs: this test cannot do without it (Debian: apt-get install strace)");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let trace = String::from_utf8_lossy(&std::fs::read(&log).unwrap()).into_owned();
-    for unknown in ["write", "writev", "pwritev", "pwritev2", "sync_file_range"].map(|call| format!(" {call}(")) {
-        let touches = trace.lines().find(|line| line.contains(&unknown) && file_of(line, wal).is_some());
-        assert_eq!(touches, None, "this test does not know what that does to the log");
-    }
-    let steps = parse(&trace, wal);
-    let seen = check(&steps, wal);
-    assert!(seen.faults.is_empty(), "{:#?}", &seen.faults[..seen.faults.len().min(10)]);
+    let [(steps, wal), _] = trace("store", dir.path());
+    let seen = in_good_order(&steps, &wal);
     assert_eq!(seen.acks, MESSAGES);
     assert!(seen.segments >= 12, "rotation was meant to be seen: {seen:?}");
     assert!(seen.recycled >= 4, "recycling was meant to be seen: {seen:?}");
-    doctored_traces_are_found_out(&steps, wal);
+    doctored_traces_are_found_out(&steps, &wal);
+}
+
+#[test]
+fn a_dead_letter_is_told_of_when_its_log_is_synced() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let [(steps, wal), (dead_steps, dead)] = trace("bury", dir.path());
+    in_good_order(&steps, &wal);
+    let seen = in_good_order(&dead_steps, &dead);
+    assert_eq!(seen.acks, BURIED);
+    let without = dead_steps.iter().filter(|step| !matches!(step, Step::Synced { .. })).cloned().collect::<Vec<_>>();
+    assert!(check(&without, &dead).faults.len() >= BURIED, "no sync: not found out");
+}
+
+#[test]
+fn what_a_killed_process_left_is_synced_before_it_is_trusted_and_never_written() {
+    let dir = tempfile::TempDir::new().unwrap();
+    trace("killed", dir.path());
+    let found: HashSet<String> = std::fs::read_dir(dir.path().join("outbox/wal"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path().to_str().unwrap().to_owned())
+        .filter(|path| is_segment(path))
+        .collect();
+    let last = found.iter().max().expect("the killed process left segments").clone();
+    let [(steps, wal), _] = trace("recover", dir.path());
+    let seen = in_good_order(&steps, &wal);
+    assert_eq!(seen.acks, TOGETHER);
+    found_in_good_order(&steps, &wal, &found, &last).unwrap_or_else(|fault| panic!("out of order: {fault}"));
+    for wanted in [&last, &wal] {
+        let synced = |step: &&Step| !matches!(step, Step::Synced { file } if file == wanted);
+        let without: Vec<Step> = steps.iter().filter(synced).cloned().collect();
+        assert!(found_in_good_order(&without, &wal, &found, &last).is_err(), "{wanted} not synced: not found out");
+    }
+}
+
+/// The last segment and the directory are synced before anything is delivered or acknowledged, and no segment that was
+/// found is written to while it has its name.
+fn found_in_good_order(steps: &[Step], wal: &str, found: &HashSet<String>, last: &str) -> Result<(), String> {
+    let trusts = |step: &Step| matches!(step, Step::Delivered | Step::Ack { .. });
+    let first = steps.iter().position(trusts).ok_or("nothing was delivered")?;
+    for wanted in [last, wal] {
+        let synced = |step: &Step| matches!(step, Step::Synced { file } if file == wanted);
+        if !steps[..first].iter().any(synced) {
+            return Err(format!("{wanted} is trusted and was not synced"));
+        }
+    }
+    let mut found = found.clone();
+    for step in steps {
+        match step {
+            Step::Renamed { from, .. } => drop(found.remove(from)),
+            Step::Write { file, .. } if found.contains(file) => {
+                return Err(format!("{file} was found, and is written"));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// The checker sees what it is for: each of these takes one thing out of the real trace, or moves it.
@@ -310,7 +192,47 @@ fn a_failed_or_torn_call_is_not_taken_for_a_sync() {
     assert_eq!(faults("7  fdatasync(5</o/wal/2.seg>) = 0"), 1);
 }
 
-/// Stores messages, which are delivered at once, and writes a line for each one that was acknowledged.
+#[cfg(feature = "planted")]
+/// Runs one of the tests above in a process that does something wrong, which has to fail, and without, which has not.
+#[track_caller]
+fn is_caught(planted: &str, test: &str) {
+    for name in [planted, ""] {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args([test, "--exact", "--nocapture", "--test-threads=1"])
+            .env("OUTLAST_PLANTED", name)
+            .output()
+            .expect("the test binary runs");
+        let text = String::from_utf8_lossy(&output.stderr);
+        let caught = !output.status.success() && text.contains("out of order");
+        assert_eq!(caught, !name.is_empty(), "planted {name:?}: {text}");
+        assert!(caught || output.status.success(), "planted {name:?}: it failed for another reason: {text}");
+    }
+}
+
+#[cfg(feature = "planted")]
+#[test]
+fn planted_ack_before_sync_is_caught() {
+    is_caught("ack-before-sync", "an_acknowledgement_follows_the_sync_of_its_segment_and_of_the_directory");
+}
+
+#[cfg(feature = "planted")]
+#[test]
+fn planted_skip_directory_sync_is_caught() {
+    is_caught("skip-directory-sync", "an_acknowledgement_follows_the_sync_of_its_segment_and_of_the_directory");
+}
+
+#[cfg(feature = "planted")]
+#[test]
+fn planted_write_into_found_is_caught() {
+    is_caught("write-into-found", "what_a_killed_process_left_is_synced_before_it_is_trusted_and_never_written");
+}
+
+fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}").unwrap();
+    out.flush().unwrap();
+}
+
 #[test]
 #[ignore = "run by the other tests as a child process"]
 fn child() {
@@ -322,9 +244,33 @@ fn child() {
         .max_message_bytes(8 << 10)
         // So little that it has to be used again and again.
         .max_bytes(6 * (64 << 10));
+    match work[1].as_str() {
+        "bury" => broker.reject_message("poison"),
+        "killed" => broker.down(),
+        "recover" => broker.append_to(|_| say("<delivered>")),
+        _ => {}
+    }
     let producer = builder.open_blocking().unwrap();
+    match work[1].as_str() {
+        "store" => store(&producer, MESSAGES),
+        "bury" => bury(&producer),
+        "killed" => {
+            store(&producer, 3 * TOGETHER);
+            say("<end>");
+            // SIGKILL, as far as the outbox can tell.
+            std::process::abort();
+        }
+        "recover" => store(&producer, TOGETHER),
+        other => panic!("{other} is no work"),
+    }
+    producer.blocking_drained(LONG).unwrap();
+    producer.blocking_close(LONG).unwrap();
+}
+
+/// Stores messages, which are delivered at once, and writes a line for each one that was acknowledged.
+fn store(producer: &Producer, count: usize) {
     let mut number = 0;
-    while number < MESSAGES {
+    while number < count {
         let sent: Vec<_> = (number..number + TOGETHER)
             .map(|number| {
                 let payload = format!("<message {number}>{}", "x".repeat(number % 7 * 300));
@@ -334,12 +280,21 @@ fn child() {
         for (number, future) in sent {
             let receipt = pollster::block_on(future).unwrap();
             assert!(matches!(receipt, Receipt::Stored { .. }), "{receipt:?}");
-            let mut out = std::io::stdout().lock();
-            writeln!(out, "<ack {number}>").unwrap();
-            out.flush().unwrap();
+            say(&format!("<ack {number}>"));
         }
         number += TOGETHER;
     }
-    producer.blocking_drained(LONG).unwrap();
-    producer.blocking_close(LONG).unwrap();
+}
+
+/// Sends what the broker will never take, and writes a line when it is known to lie in the dead letters.
+fn bury(producer: &Producer) {
+    for number in 0..BURIED {
+        let payload = format!("<message {number}>poison{}", "x".repeat(number % 7 * 300));
+        let receipt = producer.blocking_send(Message::to("topic").key(format!("{number}")).payload(payload)).unwrap();
+        let Receipt::Stored { delivery, .. } = receipt else { panic!("{receipt:?}") };
+        match pollster::block_on(delivery) {
+            Fate::Dead(_) => say(&format!("<dead {number}>")),
+            other => panic!("{other:?}"),
+        }
+    }
 }

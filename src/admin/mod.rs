@@ -1,10 +1,14 @@
 //! Looking into an outbox and mending it, with or without a producer on it.
 //!
+//! [`check`] reads everything and says what is damaged, [`repair`] puts it in order.
+//!
 //! What only reads works beside a live producer: it reads the log and the file `status`, never the live ledger. What
 //! changes the outbox takes its lock, and is refused while a producer has it.
 
 mod change;
+mod check;
 mod look;
+mod repair;
 
 use std::path::Path;
 use std::time::SystemTime;
@@ -13,7 +17,9 @@ use bytes::Bytes;
 use serde::Serialize;
 
 pub use change::{purge, requeue};
+pub use check::{Concerned, Finding, FindingKind, Report, Severity, check, check_with};
 pub use look::{dead_letters, inspect, peek};
+pub use repair::{Action, Repair, Step, plan_repair, repair};
 
 use crate::message::{Header, Message, MessageId, Outgoing, Route};
 use crate::outbox::{DirectoryError, OutboxError};

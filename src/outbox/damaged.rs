@@ -1,23 +1,89 @@
 //! What could not be read is copied to `damaged/` before its segment is used again: nothing is thrown away.
 //!
 //! Assumes that the outbox's lock is held. Refuses to say that something was kept before its bytes and its name are on
-//! the disk: who is told so settles what was damaged.
+//! the disk: who is told so settles what was damaged. `MANIFEST` there has a line of JSON for each thing that was put
+//! there: what, from where, why and when.
 
+use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde::Serialize;
 
 use super::directory::{DirectoryError, Paths};
-use crate::wal::{Damage, File, Storage, segment_path};
+use super::files;
+use crate::wal::{Damage, DiskStorage, File, Storage, segment_path};
 
 /// Bytes copied at a time.
 const CHUNK: usize = 1 << 20;
 
-/// Copies the bytes of a damage, as far as there are any, under a name that says where they were.
-pub fn keep(storage: &dyn Storage, paths: &Paths, damage: &Damage) -> Result<(), DirectoryError> {
+/// The log a damage is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum From {
+    /// Messages.
+    Wal,
+    /// Dead letters.
+    Dead,
+}
+
+/// A line of the manifest. Paths are relative to the outbox's directory.
+#[derive(Clone, Debug, Serialize)]
+struct Note<'a> {
+    /// What was put there.
+    kept: &'a Path,
+    /// Where it comes from.
+    from: &'a Path,
+    /// Where in the file it began.
+    offset: u64,
+    /// How many bytes it has.
+    length: u64,
+    /// The LSNs that were lost with it, if there are any.
+    lsns: Option<(u64, u64)>,
+    /// Why it was put there.
+    why: &'a str,
+}
+
+/// Adds a line to the manifest; it is durable when this returns. A line that a crash cut short is ended.
+fn note(storage: &dyn Storage, paths: &Paths, note: &Note<'_>) -> Result<(), DirectoryError> {
+    #[derive(Serialize)]
+    struct Line<'a> {
+        at: String,
+        #[serde(flatten)]
+        note: &'a Note<'a>,
+    }
+    let path = paths.damaged().join("MANIFEST");
+    let failed = |error| DirectoryError::io(&path, "write", error);
+    let at = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    let line = serde_json::to_string(&Line { at, note }).map_err(|error| failed(error.into()))?;
+    let file = match storage.open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => storage.create_new(&path),
+        opened => opened,
+    };
+    let file = file.map_err(failed)?;
+    let end = file.length().map_err(failed)?;
+    let last = chunk(&*file, end.saturating_sub(1), 1).map_err(failed)?;
+    let cut = if last.is_empty() || last == b"\n" { "" } else { "\n" };
+    file.write_at(format!("{cut}{line}\n").as_bytes(), end).and_then(|()| file.sync_data()).map_err(failed)?;
+    // Also where it was there already: the process before may have died before this.
+    storage
+        .sync_directory(&paths.damaged())
+        .map_err(|error| DirectoryError::io(paths.damaged().as_path(), "sync", error))
+}
+
+/// Copies the bytes of a damage, as far as there are any, under a name that says where they were, which LSNs were in
+/// them, and, if not all of them, how many were lost.
+pub fn keep(storage: &dyn Storage, paths: &Paths, log: From, damage: &Damage, lost: u64) -> Result<(), DirectoryError> {
     let Damage { segment, offset, first_lsn, last_lsn, .. } = damage;
-    let directory = paths.damaged();
+    let all = last_lsn.saturating_add(1).saturating_sub(*first_lsn);
+    let of_them = if lost == all { String::new() } else { format!("-{lost}") };
     // The name alone tells what was lost, also where there are no bytes: a segment that is missing.
-    let name = format!("{segment:016x}-{offset:08x}-{first_lsn}-{last_lsn}.bytes");
+    let (log, name) = match log {
+        From::Wal => (paths.wal(), format!("{segment:016x}-{offset:08x}-{first_lsn}-{last_lsn}{of_them}.bytes")),
+        // Not counted among the messages.
+        From::Dead => (paths.dead(), format!("dead-{segment:016x}-{offset:08x}-{first_lsn}-{last_lsn}{of_them}.dead")),
+    };
+    let (directory, source) = (paths.damaged(), segment_path(&log, *segment));
     let (target, aside) = (directory.join(&name), directory.join(format!("{name}.tmp")));
     let names = storage.list(&directory).map_err(|error| DirectoryError::io(&directory, "list", error))?;
     if !names.contains(&name) {
@@ -28,23 +94,30 @@ pub fn keep(storage: &dyn Storage, paths: &Paths, damage: &Damage) -> Result<(),
             // A crash may have left one half written.
             Ok(()) | Err(_) => {}
         }
-        copy(storage, &segment_path(&paths.wal(), *segment), damage, &aside)?;
+        let length = copy(storage, &source, damage, &aside)?;
+        // Before the name, which says that all of this was done.
+        let (kept, from) = (Path::new("damaged").join(&name), source.strip_prefix(paths.root()).unwrap_or(&source));
+        let lsns = (first_lsn <= last_lsn).then_some((*first_lsn, *last_lsn));
+        let offset = u64::from(*offset);
+        note(storage, paths, &Note { kept: &kept, from, offset, length, lsns, why: &damage.reason })?;
         storage.rename(&aside, &target).map_err(|error| DirectoryError::io(&target, "replace", error))?;
     }
     // Also where it was there already: the process before may have died between the rename and this.
     storage.sync_directory(&directory).map_err(|error| DirectoryError::io(&directory, "sync", error))
 }
 
-fn copy(storage: &dyn Storage, source: &Path, damage: &Damage, target: &Path) -> Result<(), DirectoryError> {
+/// Returns how many bytes there were.
+fn copy(storage: &dyn Storage, source: &Path, damage: &Damage, target: &Path) -> Result<u64, DirectoryError> {
     let from = match storage.open_read(source) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         opened => Some(opened.map_err(|error| DirectoryError::io(source, "open", error))?),
     };
     let failed = |error| DirectoryError::io(target, "write", error);
     let to = storage.create_new(target).map_err(failed)?;
+    let mut done = 0;
     if let Some(from) = from {
         let read = |error| DirectoryError::io(source, "read", error);
-        let (mut done, length) = (0, damage.length as usize);
+        let length = damage.length as usize;
         while done < length {
             let bytes =
                 chunk(&*from, u64::from(damage.offset) + done as u64, CHUNK.min(length - done)).map_err(read)?;
@@ -55,7 +128,8 @@ fn copy(storage: &dyn Storage, source: &Path, damage: &Damage, target: &Path) ->
             done += bytes.len();
         }
     }
-    to.sync_data().map_err(failed)
+    to.sync_data().map_err(failed)?;
+    Ok(done as u64)
 }
 
 fn chunk(file: &dyn File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
@@ -65,13 +139,34 @@ fn chunk(file: &dyn File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Moves a file, or whatever stands in a file's place, to `damaged/`, and says so in the manifest before. Returns where
+/// it is now, relative to the outbox's directory.
+pub fn move_aside(paths: &Paths, from: &Path, why: &str) -> Result<PathBuf, DirectoryError> {
+    let flat = from.to_string_lossy().replace('/', "-");
+    let names = (0u32..).map(|n| if n == 0 { format!("{flat}.aside") } else { format!("{flat}.{n}.aside") });
+    let free = |name: &String| fs::symlink_metadata(paths.damaged().join(name)).is_err();
+    let name = names.into_iter().find(free).unwrap_or_default();
+    let (source, kept) = (paths.root().join(from), Path::new("damaged").join(&name));
+    let length = fs::symlink_metadata(&source).map_err(|error| DirectoryError::io(&source, "look at", error))?.len();
+    note(&DiskStorage, paths, &Note { kept: &kept, from, offset: 0, length, lsns: None, why })?;
+    let target = paths.root().join(&kept);
+    fs::rename(&source, &target).map_err(|error| DirectoryError::io(&source, "move aside", error))?;
+    // Its new name first: a power cut in between leaves two names, not none.
+    files::sync_directory(&paths.damaged())?;
+    if let Some(parent) = source.parent() {
+        files::sync_directory(parent)?;
+    }
+    Ok(kept)
+}
+
 /// How many messages were set aside, by the names of what was kept.
 pub fn count(storage: &dyn Storage, paths: &Paths) -> u64 {
     let Ok(names) = storage.list(&paths.damaged()) else { return 0 };
     let lost = |name: &String| {
         let mut parts = name.strip_suffix(".bytes")?.split('-').skip(2);
         let (first, last): (u64, u64) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
-        Some(last.saturating_add(1).saturating_sub(first))
+        let all = last.saturating_add(1).saturating_sub(first);
+        parts.next().map_or(Some(all), |of_them| of_them.parse().ok())
     };
-    names.iter().filter_map(lost).sum()
+    names.iter().filter_map(lost).fold(0, u64::saturating_add)
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::mpsc;
 
-use super::{AppendResult, Outbox};
-use crate::wal::{DeadLetter, Entry, EntryRef, Lsn, Mark, RouteTotal, Settled, Step, WalError};
+use super::{AppendResult, Outbox, damaged};
+use crate::wal::{Damage, DeadLetter, Entry, EntryRef, Lsn, Mark, RouteTotal, Settled, Step, WalError};
 
 /// Dead letters that are requeued between two syncs.
 const BATCH: usize = 256;
@@ -32,6 +32,27 @@ impl Outbox {
             }
             done(result);
         });
+    }
+
+    /// Sets aside dead letters that cannot be read, by their numbers, as [`set_aside`](Self::set_aside) does with
+    /// messages. Says whether they are settled now.
+    pub fn set_aside_dead(&self, damage: &Damage) -> bool {
+        let open: Vec<(Lsn, Lsn)> = self.dead_settled.gaps_within(damage.first_lsn, damage.last_lsn).collect();
+        let lost = open.iter().map(|(first, last)| last - first + 1).sum();
+        let kept = damaged::keep(&*self.storage, self.directory.paths(), damaged::From::Dead, damage, lost);
+        if let Err(error) = kept {
+            tracing::error!(%error, "what was damaged could not be copied to damaged/; it stays where it is");
+            return false;
+        }
+        for range in open {
+            self.dead.settle(Settled { mark: Mark::Damaged, ranges: vec![range], totals: Vec::new() });
+        }
+        true
+    }
+
+    /// The same for the dead letters as [`move_on`](Self::move_on) for the log.
+    pub fn move_on_dead(&self) {
+        self.dead.settle(Settled { mark: Mark::Damaged, ranges: Vec::new(), totals: Vec::new() });
     }
 
     /// Requeues ([`Mark::Requeued`]) or purges the dead letters that `takes` takes; returns how many.

@@ -11,8 +11,8 @@
 //! let the outbox's bytes go elsewhere, be somebody else's, or be misread; each [`DirectoryError`] names the path,
 //! what was found there and what would be right. No message has been accepted when it does.
 
-use std::fs::{self, Metadata};
-use std::io;
+use std::fs::{self, File, Metadata};
+use std::io::ErrorKind;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -73,11 +73,13 @@ impl Paths {
         self.root.join("status")
     }
 
-    fn identity(&self) -> PathBuf {
+    /// Which outbox it is.
+    pub fn identity(&self) -> PathBuf {
         self.root.join("IDENTITY")
     }
 
-    fn lock(&self) -> PathBuf {
+    /// Who has it open.
+    pub fn lock(&self) -> PathBuf {
         self.root.join("LOCK")
     }
 
@@ -89,7 +91,7 @@ impl Paths {
 
 /// Names that an outbox without an `IDENTITY` may have in it: one whose making was cut short. `held` is reserved.
 /// A file system's own names are nobody's.
-const OWN_NAMES: [&str; 11] = [
+pub const OWN_NAMES: [&str; 11] = [
     "LOCK",
     "IDENTITY",
     "IDENTITY.tmp",
@@ -141,6 +143,10 @@ impl Directory {
         // Once more: who had the lock until now may have changed everything.
         let identity = inspect_root(&paths)?;
         files::create_directory(paths.root())?;
+        if identity == Identity::Missing {
+            // Whoever began to make it may have died, or failed, before the names that lead here were durable.
+            sync_ancestors(paths.root())?;
+        }
         let has_log = has_segments(&paths)?;
         for directory in paths.made() {
             files::create_directory(&directory)?;
@@ -184,6 +190,8 @@ pub struct Inspected {
     pub paths: Paths,
     /// Which outbox it is, if `IDENTITY` can be read.
     pub id: Option<OutboxId>,
+    /// What `IDENTITY` has.
+    pub identity: Identity,
     /// Who has it open.
     pub holder: Option<Holder>,
 }
@@ -201,14 +209,14 @@ impl Inspected {
         }
         files::check_directory(root, &metadata(root)?, Owner::Any)?;
         let identity = identity::read(&paths.identity(), Owner::Any)?;
-        let id = match identity {
-            Identity::Known { id, .. } => Some(id),
+        let id = match &identity {
+            Identity::Known { id, .. } => Some(*id),
             Identity::Damaged => None,
             Identity::Missing if exists(&paths.wal())? => None,
             Identity::Missing => return Err(DirectoryError::Missing { path: root.into() }),
-            Identity::Newer { version } => return Err(newer(&paths, version)),
+            Identity::Newer { version } => return Err(newer(&paths, *version)),
         };
-        Ok(Self { holder: lock::holder(&paths.lock())?, id, paths })
+        Ok(Self { holder: lock::holder(&paths.lock())?, id, identity, paths })
     }
 }
 
@@ -223,8 +231,8 @@ fn metadata(path: &Path) -> Result<Metadata, DirectoryError> {
 fn exists(path: &Path) -> Result<bool, DirectoryError> {
     match fs::symlink_metadata(path) {
         Ok(_) => Ok(true),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+        Err(error) if error.kind() == ErrorKind::NotADirectory => {
             let found = "path through a plain file";
             Err(DirectoryError::NotADirectory { path: path.into(), found })
         }
@@ -284,7 +292,7 @@ fn inspect_files(directory: &Path) -> Result<(), DirectoryError> {
         match fs::symlink_metadata(&path) {
             Ok(metadata) => files::check_file(&path, &metadata, Owner::Checked)?,
             // The one who holds the lock until now recycles.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(DirectoryError::io(&path, "look at", error)),
         }
     }
@@ -308,14 +316,25 @@ fn has_segments(paths: &Paths) -> Result<bool, DirectoryError> {
     Ok(false)
 }
 
-/// Makes a directory and those above it that are missing, and makes their names durable.
+/// Makes a directory and those above it that are missing.
 fn create_with_ancestors(path: &Path) -> Result<(), DirectoryError> {
-    let Some(parent) = path.parent() else { return files::create_directory(path) };
-    if !exists(parent)? {
+    if let Some(parent) = path.parent()
+        && !exists(parent)?
+    {
         create_with_ancestors(parent)?;
     }
-    files::create_directory(path)?;
-    files::sync_directory(parent)
+    files::create_directory(path)
+}
+
+/// Makes the names that lead to a directory durable. Where this user could have made none, there is none to sync.
+fn sync_ancestors(path: &Path) -> Result<(), DirectoryError> {
+    for above in path.ancestors().skip(1) {
+        match File::open(above).and_then(|directory| directory.sync_all()) {
+            Err(error) if matches!(error.kind(), ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) => {}
+            synced => synced.map_err(|error| DirectoryError::io(above, "sync", error))?,
+        }
+    }
+    Ok(())
 }
 
 /// The outbox's id, and whether it is new: read, drawn, or (where the file was lost) asked of the log.

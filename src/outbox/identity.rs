@@ -76,13 +76,15 @@ pub fn hex(id: &OutboxId) -> String {
     format!("{:032x}", u128::from_be_bytes(*id))
 }
 
-fn encode(id: &OutboxId) -> String {
+/// The file's bytes.
+pub(super) fn encode(id: &OutboxId) -> String {
     let text = format!("outlast {FORMAT_VERSION} {}", hex(id));
     let line = format!("{text} {:08x}\n\n", crc32fast::hash(text.as_bytes()));
     line.repeat(2)
 }
 
-fn decode(bytes: &[u8]) -> Identity {
+/// What the file's bytes say.
+pub(super) fn decode(bytes: &[u8]) -> Identity {
     let lines: Vec<Identity> = bytes.split(|&byte| byte == b'\n').map(decode_line).collect();
     let (first, second) = bytes.split_at(bytes.len() / 2);
     let whole = first == second;

@@ -7,6 +7,8 @@
 //! settlements. It decides nothing about delivery, and knows no broker.
 
 mod damaged;
+#[cfg(test)]
+mod damaged_tests;
 mod dead;
 mod directory;
 mod files;
@@ -14,7 +16,10 @@ mod guard;
 mod identity;
 pub mod ledger;
 mod lock;
+mod mend;
 mod open;
+#[cfg(feature = "testing")]
+pub mod probe;
 mod scan;
 mod settling;
 mod sizes;
@@ -27,9 +32,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
+pub use damaged::count as set_aside_in;
 pub use dead::DeadError;
-pub use directory::{Directory, DirectoryError, DirectoryOptions, Inspected};
+pub use directory::{Directory, DirectoryError, DirectoryOptions, Inspected, OWN_NAMES, Paths};
+pub use files::{Owner, check_file};
+pub use identity::{Identity, OutboxId, hex};
 pub use ledger::{LedgerHealth, LedgerState};
+pub use mend::{MISPLACED, Mender};
 pub use open::{OutboxError, OutboxOptions};
 pub use scan::{Scan, ScanError, Scanned};
 pub use space::{NoRoom, Reservation, Share};
@@ -42,7 +51,7 @@ use totals::Totals;
 
 use crate::clock;
 use crate::message::{MessageId, Outgoing, Route};
-use crate::wal::{Damage, EntryRef, Lsn, Mark, Pending, Place, RangeSet, Storage, Wal, WalError};
+use crate::wal::{Damage, EntryRef, Lsn, Mark, Pending, Place, RangeSet, Settled, Storage, Wal, WalError};
 
 thread_local! {
     /// Whether this thread is inside [`Outbox::append`].
@@ -248,26 +257,34 @@ impl Outbox {
     }
 
     /// Sets aside LSNs that cannot be read: their bytes, as far as there are any, go to `damaged/`; they are settled,
-    /// counted and reported, and everything else goes on.
-    pub fn set_aside(&self, damage: &Damage) {
+    /// counted and reported, and everything else goes on. Says whether they are settled now.
+    pub fn set_aside(&self, damage: &Damage) -> bool {
         tracing::error!(
             first_lsn = damage.first_lsn, last_lsn = damage.last_lsn, segment = damage.segment, offset = damage.offset,
             reason = %damage.reason, "damage in the outbox: these LSNs are set aside"
         );
-        if let Err(error) = damaged::keep(&*self.storage, self.directory.paths(), damage) {
+        let lost = {
+            let settling = self.lock_settling();
+            let open = settling.set().gaps_within(damage.first_lsn, damage.last_lsn);
+            open.map(|(first, last)| last - first + 1).sum()
+        };
+        if let Err(error) = damaged::keep(&*self.storage, self.directory.paths(), damaged::From::Wal, damage, lost) {
             // Not settled, so its segment stays as it is, and the next start comes across it again.
             tracing::error!(%error, "what was damaged could not be copied to damaged/; it stays where it is");
-            return;
+            return false;
         }
-        if damage.last_lsn < damage.first_lsn {
-            return;
-        }
+        self.set_aside.fetch_add(lost, Ordering::Relaxed);
         let mut settling = self.lock_settling();
         if let Some(settled) = settling.give_up(damage.first_lsn, damage.last_lsn) {
-            let count: u64 = settled.ranges.iter().map(|(first, last)| last - first + 1).sum();
-            self.set_aside.fetch_add(count, Ordering::Relaxed);
             self.wal.settle(settled);
         }
+        true
+    }
+
+    /// Has the log move on to a new segment, whose checkpoint says all that is known, so that nothing depends on a
+    /// damaged one any more.
+    pub fn move_on(&self) {
+        self.wal.settle(Settled { mark: Mark::Damaged, ranges: Vec::new(), totals: Vec::new() });
     }
 
     /// Counts and reasons.

@@ -24,8 +24,10 @@ impl Batch {
                 _ => ranges.push((lsn, lsn)),
             }
         }
-        let totals =
+        let mut totals: Vec<_> =
             self.totals.into_iter().map(|(route, (count, bytes))| RouteTotal { route, count, bytes }).collect();
+        // So that the same history leaves the same bytes.
+        totals.sort_unstable_by(|a, b| a.route.cmp(&b.route));
         Settled { mark, ranges, totals }
     }
 }
@@ -69,7 +71,7 @@ impl Settling {
     /// Settles what cannot be read, or was never there; `None` if all of it is settled. What is settled already is left
     /// out: the log takes a settlement whose first LSN it knows for one that is told twice.
     pub fn give_up(&mut self, first: Lsn, last: Lsn) -> Option<Settled> {
-        let ranges = self.settled.missing(first, last);
+        let ranges: Vec<_> = self.settled.gaps_within(first, last).collect();
         self.settled.insert(first, last);
         (!ranges.is_empty()).then_some(Settled { mark: Mark::Damaged, ranges, totals: Vec::new() })
     }
@@ -107,6 +109,15 @@ mod tests {
         }
         let given_up = settling.give_up(4, 9).expect("some of it is pending");
         assert_eq!(given_up.ranges, [(5, 6), (8, 9)]);
+        assert_eq!(settling.give_up(4, 9), None);
+    }
+
+    /// Damage may name more LSNs than can be walked: they were counted one by one, for ever.
+    #[test]
+    fn what_is_given_up_is_counted_as_a_range() {
+        let mut settling = Settling::recovered(RangeSet::up_to(5));
+        let given_up = settling.give_up(4, 1 << 62).expect("some of it is pending");
+        assert_eq!(given_up.ranges, [(6, 1 << 62)]);
         assert_eq!(settling.give_up(4, 9), None);
     }
 

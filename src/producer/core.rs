@@ -10,7 +10,7 @@ use tokio::sync::{broadcast, oneshot};
 
 use super::admission::{Admission, Queued};
 use crate::clock;
-use crate::config::{Config, MAX_HEADERS, Mode, Order};
+use crate::config::{Config, MAX_FIELDS, MAX_HEADERS, Mode, Order};
 use crate::drainer::{Dispatcher, Verdict};
 use crate::error::{SendError, SendErrorKind};
 use crate::message::{Body, ID_HEADER, Lane, Message, Outgoing, Route};
@@ -266,6 +266,11 @@ fn check(message: &Message) -> Result<(), String> {
         if &*header.name == ID_HEADER {
             return Err(format!("a header of the name `{ID_HEADER}`, which carries the message id"));
         }
+    }
+    if let Body::Fields(fields) = &message.body
+        && fields.len() > MAX_FIELDS
+    {
+        return Err(format!("{} fields; at most {MAX_FIELDS}", fields.len()));
     }
     if let Body::Fields(fields) = &message.body
         && fields.iter().any(|(name, _)| &name[..] == ID_HEADER.as_bytes())

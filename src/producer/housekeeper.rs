@@ -24,6 +24,7 @@ pub(super) fn start(core: &Arc<Core>) -> io::Result<JoinHandle<()>> {
         let mut status = Instant::now();
         let mut late = Instant::now();
         let mut busy = true;
+        let mut generation = 0;
         loop {
             bell.wait(if busy { TICK } else { STATUS });
             let Some(core) = Weak::upgrade(&core) else { return };
@@ -40,6 +41,11 @@ pub(super) fn start(core: &Arc<Core>) -> io::Result<JoinHandle<()>> {
                 status = now;
                 core.write_status(Lifecycle::Running);
                 core.outbox.forget_settled_entries();
+                // Drainers with nothing to do would not see that the ledger was begun anew, nor say that it is whole.
+                let known = std::mem::replace(&mut generation, core.outbox.ledger().generation());
+                if known != generation {
+                    core.lines.iter().for_each(|line| line.dispatcher.mailbox().kick());
+                }
             }
             busy = core.admission.len() > 0 || core.lines.iter().any(|line| line.dispatcher.is_busy());
         }

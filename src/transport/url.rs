@@ -21,6 +21,15 @@ impl UrlError {
         Self { part, reason: reason.into() }
     }
 
+    /// The same without what is quoted. Where a URL has an `@`, a character that should have been escaped (`/`, `?`) may
+    /// have made a host, a port or an option of what was meant as a password.
+    fn unquoted(mut self) -> Self {
+        if let (Some(first), Some(last)) = (self.reason.find('`'), self.reason.rfind('`')) {
+            self.reason.replace_range(first..=last, "what stands there");
+        }
+        self
+    }
+
     /// The part of the URL that is wrong: `scheme`, `host`, `port`, `topic`, `option`, …
     pub fn part(&self) -> &'static str {
         self.part
@@ -117,6 +126,12 @@ impl FromStr for BrokerUrl {
     type Err = UrlError;
 
     fn from_str(text: &str) -> Result<Self, UrlError> {
+        Self::take_apart(text).map_err(|error| if text.contains('@') { error.unquoted() } else { error })
+    }
+}
+
+impl BrokerUrl {
+    fn take_apart(text: &str) -> Result<Self, UrlError> {
         let form = "give kafka://host:port/TOPIC, redis://host:port?stream=NAME or rediss://host:port?stream=NAME";
         let (scheme, rest) =
             text.split_once("://").ok_or_else(|| UrlError::new("scheme", format!("there is none; {form}")))?;
@@ -149,9 +164,7 @@ impl FromStr for BrokerUrl {
         }
         Ok(url)
     }
-}
 
-impl BrokerUrl {
     fn take_topic(&mut self, path: Option<&str>) -> Result<(), UrlError> {
         let Some(topic) = path.filter(|path| !path.is_empty()) else { return Ok(()) };
         if topic.contains('/') {
@@ -212,10 +225,12 @@ fn parse_host(scheme: Scheme, text: &str) -> Result<(String, u16), UrlError> {
 fn parse_query(query: &str) -> Result<Vec<(String, String)>, UrlError> {
     let pairs = query.split('&').filter(|pair| !pair.is_empty());
     pairs
-        .map(|pair| {
+        .zip(1..)
+        .map(|(pair, number)| {
+            // Not shown: it may be the rest of a password with an `&` in it.
             let (name, value) = pair
                 .split_once('=')
-                .ok_or_else(|| UrlError::new("option", format!("`{pair}` has no value; give ?name=value")))?;
+                .ok_or_else(|| UrlError::new("option", format!("number {number} has no value; give ?name=value")))?;
             Ok((decode("option", name)?, decode("option", value)?))
         })
         .collect()
@@ -288,6 +303,27 @@ mod tests {
         assert_eq!(part("redis://h/stream"), "database");
         assert_eq!(part("redis://a,b"), "host");
         assert_eq!(part("redis://h?stream="), "stream");
+    }
+
+    /// Without its escape a `/` or a `?` in a password made a port or an option of it, which the error then showed; an `&`
+    /// in the value of an option did the same.
+    #[test]
+    fn a_password_that_is_not_escaped_is_not_shown_either() {
+        for text in [
+            "redis://u:hunter2/x@h:1",
+            "redis://u:hunter2?x@h:1",
+            "kafka://u:hunter2/a/b@h",
+            "redis://u:1/hunter2@h",
+            "redis://u:1?hunter2@h",
+            "u:hunter2@h://x",
+            "kafka://h/t?sasl.password=a&hunter2",
+        ] {
+            let error = text.parse::<BrokerUrl>().expect_err(text);
+            assert!(!format!("{error} {error:?}").contains("hunter2"), "{text}: {error}");
+        }
+        let error = "kafka://u:p@h:x/t".parse::<BrokerUrl>().unwrap_err();
+        let expected = "broker URL: port: what stands there is not a number from 1 to 65535; give kafka://host:port";
+        assert_eq!(error.to_string(), expected);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Reading little-endian bytes with an eye on where they end, and the checksum all of the format shares.
 
+use super::MAX_NUMBER;
 use super::error::DecodeError;
 
 /// A position in bytes that are being decoded. Every read says what it wants and fails if it is not all there.
@@ -72,8 +73,23 @@ impl<'a> Input<'a> {
         std::str::from_utf8(bytes).map_err(|e| DecodeError::Unreadable { what, offset, reason: e.to_string() })
     }
 
+    /// A field that has a least and a greatest value, and was just read.
+    pub fn within(&self, what: &'static str, found: u64, least: u64, most: u64) -> Result<(), DecodeError> {
+        if (least..=most).contains(&found) {
+            return Ok(());
+        }
+        let expected = if found < least { least } else { most };
+        Err(DecodeError::Value { what, offset: self.at, expected, found })
+    }
+
+    /// An LSN, or the number of a segment.
+    pub fn number(&mut self, what: &'static str, least: u64) -> Result<u64, DecodeError> {
+        let found = self.u64(what)?;
+        self.within(what, found, least, MAX_NUMBER).map(|()| found)
+    }
+
     /// A field that has one possible value.
-    pub fn exactly(&mut self, what: &'static str, found: u64, expected: u64) -> Result<(), DecodeError> {
+    pub fn exactly(&self, what: &'static str, found: u64, expected: u64) -> Result<(), DecodeError> {
         if found == expected {
             return Ok(());
         }

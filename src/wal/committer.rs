@@ -95,7 +95,8 @@ impl Committer {
             self.finish(now);
             return Turn::Done;
         }
-        if worked {
+        // A seal that failed leaves whoever waits for it; without a segment there is nothing to seal.
+        if worked || !intake.closing && self.is_ready() {
             return Turn::Again;
         }
         self.idle(now)
@@ -149,6 +150,7 @@ impl Committer {
         }
         queue.controls.extend(waiting);
         queue.deferred = deferred;
+        queue.in_hand = taken.iter().map(Settled::lsns).sum();
         if queue.controls.is_empty() {
             self.settlements = queue.submitted;
             queue.controls_since = None;
@@ -177,6 +179,8 @@ impl Committer {
         if group.has_messages() || !group.controls.is_empty() {
             if fits { self.write(group, now) } else { self.rotate(group, now) }
         }
+        // Written, or back in the queue.
+        self.shared.queue().in_hand = 0;
     }
 
     /// What a frame may take in a segment that is opened now.
@@ -199,6 +203,8 @@ impl Committer {
             let groups = self.give_up(&failed.error);
             return self.log_again(groups, Some(failed.group), now);
         }
+        // What is written outlives a kill; nobody need wait for the sync.
+        self.shared.queue().in_hand = 0;
         self.last_write = Some(now);
         self.sealed = false;
         self.unsynced_since.get_or_insert(now);

@@ -6,7 +6,7 @@ use super::codec::Input;
 use super::error::DecodeError;
 use super::record::{begin_record, end_record};
 use super::state::{Pending, SegmentInfo};
-use super::{Lsn, Mark, RouteTotal, Settled};
+use super::{Lsn, MAX_NUMBER, MAX_SEGMENT, Mark, RouteTotal, Settled};
 use crate::message::Route;
 
 /// Tags of control records. Explicit, never reused.
@@ -158,7 +158,7 @@ pub(super) fn decode(tag: u8, content: &[u8]) -> Result<Control, DecodeError> {
     let control = match tag {
         SETTLED => Control::Settled(settled(&mut input)?),
         RANGES => {
-            let prefix = input.u64("settled prefix")?;
+            let prefix = input.number("settled prefix", 0)?;
             let count = input.u32("number of ranges")?;
             Control::Ranges { prefix, ranges: ranges(&mut input, count)? }
         }
@@ -176,7 +176,7 @@ pub(super) fn decode(tag: u8, content: &[u8]) -> Result<Control, DecodeError> {
             routes: input.u64("routes of the checkpoint")?,
             segments: input.u64("segments of the checkpoint")?,
         },
-        SEAL => Control::Seal(input.u64("sealed LSN")?),
+        SEAL => Control::Seal(input.number("sealed LSN", 0)?),
         found => return Err(DecodeError::Newer { what: "tag of a record", found: u64::from(found) }),
     };
     input.end("control record")?;
@@ -204,9 +204,9 @@ fn ranges(input: &mut Input<'_>, count: u32) -> Result<Vec<(Lsn, Lsn)>, DecodeEr
     for _ in 0..count {
         let offset = input.offset();
         let (first, last) = (input.u64("first LSN of a range")?, input.u64("last LSN of a range")?);
-        if first == 0 || last < first {
+        if first == 0 || last < first || last > MAX_NUMBER {
             let what = "last LSN of a range";
-            return Err(DecodeError::Value { what, offset, expected: first.max(1), found: last });
+            return Err(DecodeError::Value { what, offset, expected: first.clamp(1, MAX_NUMBER), found: last });
         }
         ranges.push((first, last));
     }
@@ -225,10 +225,11 @@ fn segments(input: &mut Input<'_>) -> Result<Vec<SegmentInfo>, DecodeError> {
     let count = input.u32("number of segments")?;
     let mut segments = Vec::with_capacity(input.room_for("segments", u64::from(count), 32)?);
     for _ in 0..count {
-        let number = input.u64("segment number")?;
-        let first_lsn = input.u64("first LSN of a segment")?;
-        let last_lsn = input.u64("last LSN of a segment")?;
+        let number = input.number("segment number", 0)?;
+        let first_lsn = input.number("first LSN of a segment", 1)?;
+        let last_lsn = input.number("last LSN of a segment", first_lsn - 1)?;
         let end = input.u32("end of a segment")?;
+        input.within("end of a segment", u64::from(end), 0, u64::from(MAX_SEGMENT))?;
         let flags = input.u32("flags of a segment")?;
         if flags > 1 {
             return Err(DecodeError::Newer { what: "flags of a segment", found: u64::from(flags) });

@@ -7,7 +7,7 @@ use super::codec::{Input, checksum};
 use super::control::{self, Control};
 use super::error::DecodeError;
 use super::record::{self, DEAD, MESSAGE, MessageView, RECORD_HEADER};
-use super::{Entry, Lsn};
+use super::{Entry, Lsn, MAX_NUMBER, MAX_SEGMENT};
 use crate::planted::{self, Planted};
 
 /// Bytes of a frame's header.
@@ -114,6 +114,11 @@ impl FrameHeader {
             let (what, offset) = ("frame header", HEADER_CRC);
             return Err(DecodeError::Checksum { what, offset, expected: stored, found: computed });
         }
+        // Where it belongs comes first: a frame of an earlier life is none, whoever wrote it.
+        if !planted::is(Planted::StaleFrameIsLive) {
+            input.exactly("segment of the frame", segment, expected.segment)?;
+            input.exactly("salt of the frame", salt, expected.salt.unwrap_or(salt))?;
+        }
         if version != VERSION {
             return Err(DecodeError::Newer { what: "frame version", found: u64::from(version) });
         }
@@ -126,10 +131,6 @@ impl FrameHeader {
             2 => FrameKind::Seal,
             found => return Err(DecodeError::Newer { what: "frame kind", found: u64::from(found) }),
         };
-        if !planted::is(Planted::StaleFrameIsLive) {
-            input.exactly("segment of the frame", segment, expected.segment)?;
-            input.exactly("salt of the frame", salt, expected.salt.unwrap_or(salt))?;
-        }
         let header = Self {
             kind,
             segment,
@@ -160,7 +161,13 @@ impl FrameHeader {
             let (expected, found) = (u64::from(expected.offset), u64::from(self.offset));
             return Err(DecodeError::Value { what, offset, expected, found });
         }
-        let room = u64::from(expected.limit).saturating_sub(u64::from(self.offset) + FRAME_HEADER as u64);
+        if self.first_lsn == 0 {
+            return Err(DecodeError::Value { what: "first LSN", offset: 24, expected: 1, found: 0 });
+        }
+        most("first LSN", 24, self.first_lsn, MAX_NUMBER)?;
+        most("durable LSN", 32, self.durable_lsn, MAX_NUMBER)?;
+        let room =
+            u64::from(expected.limit.min(MAX_SEGMENT)).saturating_sub(u64::from(self.offset) + FRAME_HEADER as u64);
         most("length of the body", 64, u64::from(self.body_length), room)?;
         most("number of records", 60, u64::from(self.records), u64::from(self.body_length) / RECORD_HEADER as u64)?;
         most("number of LSNs", 56, u64::from(self.count), u64::from(self.records))?;

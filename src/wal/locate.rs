@@ -12,6 +12,17 @@ pub fn segment_path(directory: &Path, number: u64) -> PathBuf {
     segment::path(directory, number)
 }
 
+/// The number that a segment's header says it has, whatever its name.
+pub fn number_in(path: &Path) -> Option<u64> {
+    header(path).map(|header| header.number)
+}
+
+fn header(path: &Path) -> Option<SegmentHeader> {
+    let mut block = Vec::new();
+    File::open(path).ok()?.take(u64::from(BLOCK)).read_to_end(&mut block).ok()?;
+    SegmentHeader::decode(&block).ok()
+}
+
 /// The outbox that the segments in a directory belong to, by the first header that can be read.
 pub fn outbox_of(directory: &Path) -> Option<[u8; 16]> {
     let entries = std::fs::read_dir(directory).ok()?;
@@ -19,9 +30,5 @@ pub fn outbox_of(directory: &Path) -> Option<[u8; 16]> {
         let name = entry.file_name();
         name.to_str().and_then(Name::parse).is_some()
     });
-    segments.into_iter().find_map(|entry| {
-        let mut block = Vec::new();
-        File::open(entry.path()).ok()?.take(u64::from(BLOCK)).read_to_end(&mut block).ok()?;
-        SegmentHeader::decode(&block).ok().map(|header| header.outbox)
-    })
+    segments.into_iter().find_map(|entry| header(&entry.path())).map(|header| header.outbox)
 }

@@ -11,6 +11,7 @@
 //! but a settlement that is itself synced, and to take a message that it could not give back.
 
 mod active;
+mod audit;
 mod codec;
 mod committer;
 mod control;
@@ -19,12 +20,20 @@ mod crash_tests;
 #[cfg(test)]
 mod damage_tests;
 mod error;
+#[cfg(test)]
+mod failing_tests;
 mod frame;
+#[cfg(test)]
+mod hostile_tests;
 mod locate;
 mod log;
+#[cfg(test)]
+mod loss_tests;
 #[cfg(any(test, feature = "testing"))]
 mod model;
 mod options;
+#[cfg(any(test, feature = "testing"))]
+pub mod probe;
 #[cfg(test)]
 mod protocol_tests;
 mod queue;
@@ -43,11 +52,12 @@ mod stray;
 #[cfg(test)]
 mod tests;
 
+pub use audit::{Audit, Flaw, FlawKind, Lsns, MOST_FLAWS, audit};
 pub use error::{DecodeError, ReadError, WalError};
 #[cfg(any(test, feature = "testing"))]
 pub use frame::wrap;
 pub use frame::{FrameKind, FrameView, Identity, decode_frame};
-pub use locate::{outbox_of, segment_path};
+pub use locate::{number_in, outbox_of, segment_path};
 pub use log::{SpaceInfo, Stepper, Summary, Turn, Wal};
 #[cfg(any(test, feature = "testing"))]
 pub use model::{Fault, ModelStorage, Operation};
@@ -63,6 +73,15 @@ use crate::message::{Outgoing, Route};
 
 /// A record's place in the order: 1, 2, 3, …; never reused for anything acknowledged. There may be gaps.
 pub type Lsn = u64;
+
+/// No LSN, number of a segment or count gets here: at a million a second it takes 146,000 years. Decoders refuse what is
+/// beyond, so that whoever adds to one need not think of its end.
+pub(super) const MAX_NUMBER: u64 = 1 << 62;
+
+/// The longest segment there may be.
+pub(super) const MAX_SEGMENT: u32 = 1 << 30;
+/// The shortest.
+pub(super) const MIN_SEGMENT: u32 = 32 << 10;
 
 /// Frames, and the header of a segment, start at multiples of this: what file systems write at once.
 pub const BLOCK: u32 = 4096;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::BLOCK;
 use super::error::WalError;
+use super::{BLOCK, MAX_SEGMENT, MIN_SEGMENT};
 
 /// How a log behaves. Build it with [`Options::new`] and change what must differ.
 #[derive(Clone)]
@@ -78,7 +78,7 @@ impl Options {
     pub(super) fn check(&self) -> Result<(), WalError> {
         let wrong = |option, reason: &str| Err(WalError::Option { option, reason: reason.into() });
         let quarter = self.segment_bytes / 4;
-        if !self.segment_bytes.is_multiple_of(BLOCK) || !((32 << 10)..=(1 << 30)).contains(&self.segment_bytes) {
+        if !self.segment_bytes.is_multiple_of(BLOCK) || !(MIN_SEGMENT..=MAX_SEGMENT).contains(&self.segment_bytes) {
             return wrong("segment_bytes", "a multiple of 4096 from 32768 to 1073741824");
         }
         if self.max_segments < 3 {

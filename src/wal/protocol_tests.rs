@@ -471,3 +471,60 @@ fn a_full_log_in_which_everything_is_settled_is_usable_again_after_a_restart() {
     rig.run();
     assert!(rig.wal.usable() >= 8_192, "{:?}", rig.wal.space());
 }
+
+/// The kill harness saw 409 messages come twice after one kill, the redelivery window being 200: a settlement counted as
+/// logged as soon as the committer had taken it, and while that synced the old segment and opened a new one, the drainer
+/// delivered a second window. Whoever paces deliveries by what is not logged has to hear of it until it is written.
+#[test]
+fn a_settlement_counts_as_unlogged_until_it_is_written() {
+    let storage = ModelStorage::new(1);
+    let mut rig = Rig::new(&storage, options());
+    let wal = Arc::new(rig.wal);
+    let counts = Arc::new(Mutex::new(Vec::new()));
+    let (asked, told) = (Arc::downgrade(&wal), Arc::clone(&counts));
+    storage.on_call(move |_, call| {
+        let asked = asked.upgrade()?;
+        told.lock().expect("not poisoned").push((call.clone(), asked.unlogged_settlements()));
+        None
+    });
+    let route = Route { transport: "kafka".into(), destination: "orders".into() };
+    let (mut rotations, mut syncs) = (0, 0);
+    for number in 1..=60 {
+        wal.append(EntryRef::Message(&message(number, "orders", &[1; 3000])), |_| {});
+        if number > 1 {
+            let totals = vec![RouteTotal { route: route.clone(), count: 1, bytes: 0 }];
+            wal.settle(Settled { mark: Mark::Delivered, ranges: vec![(number - 1, number - 1)], totals });
+        }
+        counts.lock().expect("not poisoned").clear();
+        while rig.stepper.commit(rig.now) == Turn::Again {}
+        assert_eq!(wal.unlogged_settlements(), 0);
+        let counts = counts.lock().expect("not poisoned");
+        let before = usize::from(number > 1);
+        let write = counts.iter().rposition(|(call, _)| matches!(call, Operation::Write { .. })).expect("a write");
+        assert!(counts[..=write].iter().all(|(_, count)| *count == before), "message {number}: {counts:?}");
+        rotations += usize::from(counts.iter().any(|(call, _)| matches!(call, Operation::Rename(..))));
+        syncs +=
+            counts[write..].iter().filter(|(call, count)| matches!(call, Operation::Sync(_)) && *count == 0).count();
+    }
+    assert!(rotations >= 3 && syncs >= 30, "{rotations} rotations, {syncs} syncs of what counted as logged");
+}
+
+/// Failing each sync of a script in turn found a `close` that never returned: the seal's sync failed while somebody
+/// waited for all to be durable, nothing was left to write, and the log went to sleep without an answer.
+#[test]
+fn who_waits_for_the_log_is_answered_when_the_seal_fails() {
+    let storage = ModelStorage::new(1);
+    let options = Options { seal_after: Duration::from_secs(3600), ..options() };
+    let (wal, _) = Wal::open(Arc::new(storage.clone()), &directory(), options).expect("opens");
+    let (told, appended) = std::sync::mpsc::channel();
+    wal.append(EntryRef::Message(&message(1, "orders", b"x")), move |outcome| {
+        told.send(outcome.is_ok()).expect("the test listens");
+    });
+    assert_eq!(appended.recv(), Ok(true));
+    storage.on_call(|_, call| matches!(call, Operation::Sync(_)).then_some(Fault::Error(5)));
+    let (told, synced) = std::sync::mpsc::channel();
+    let wal = Arc::new(wal);
+    let waiting = Arc::clone(&wal);
+    std::thread::spawn(move || told.send(waiting.sync().is_ok()));
+    assert_eq!(synced.recv_timeout(Duration::from_secs(20)), Ok(true), "what was appended is durable");
+}

@@ -134,6 +134,8 @@ pub(super) struct Queue {
     /// Settlements that would make more ranges than there may be; not merged with others.
     pub deferred: Vec<Settled>,
     pub controls_since: Option<Instant>,
+    /// LSNs whose settlements were taken out to be written and are not: a kill would undo them like those still here.
+    pub in_hand: usize,
     /// Settlements ever submitted.
     pub submitted: u64,
     pub rejected: Vec<(Done, WalError)>,
@@ -155,6 +157,7 @@ impl Queue {
             controls: VecDeque::new(),
             deferred: Vec::new(),
             controls_since: None,
+            in_hand: 0,
             submitted: 0,
             rejected: Vec::new(),
             barriers: Vec::new(),
@@ -169,8 +172,9 @@ impl Queue {
         self.groups.iter().map(|group| group.frame.len()).sum()
     }
 
+    /// LSNs whose settlements are not written.
     pub fn settlements(&self) -> usize {
-        self.controls.iter().chain(&self.deferred).map(Settled::lsns).sum()
+        self.in_hand + self.controls.iter().chain(&self.deferred).map(Settled::lsns).sum::<usize>()
     }
 
     /// Encodes a record into the last group, or into a new one if that would grow beyond `frame_bytes`.

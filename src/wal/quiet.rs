@@ -43,6 +43,10 @@ impl Committer {
             self.sync(now);
             return Turn::Again;
         }
+        if self.is_ready() {
+            // Somebody waits, and the seal failed: what was submitted is dealt with all the same.
+            return Turn::Again;
+        }
         // While settlements wait the log is not idle.
         let seal = match (self.sealed, self.last_write, controls) {
             (false, Some(last), None) if self.active.is_some() => Some(last + seal_after),
@@ -76,7 +80,7 @@ impl Committer {
         }
     }
 
-    fn is_ready(&self) -> bool {
+    pub(super) fn is_ready(&self) -> bool {
         let next_lsn = self.next_lsn();
         self.barriers.iter().any(|barrier| barrier.lsn <= next_lsn && barrier.settlements <= self.settlements)
     }

@@ -72,17 +72,18 @@ impl RangeSet {
         }
     }
 
-    /// What of `first..=last` is not in the set, as ranges, ascending.
-    pub fn missing(&self, first: Lsn, last: Lsn) -> Vec<(Lsn, Lsn)> {
-        let mut missing = Vec::new();
-        let mut from = self.next_gap(first);
-        while from <= last {
-            let next = self.ranges.range(from..=last).next().map(|(&start, _)| start);
-            missing.push((from, next.map_or(last, |start| start - 1)));
-            let Some(start) = next else { break };
-            from = self.next_gap(start);
-        }
-        missing
+    /// What of `first..=last` is not in the set, ascending, both ends inclusive.
+    pub fn gaps_within(&self, first: Lsn, last: Lsn) -> impl Iterator<Item = (Lsn, Lsn)> + '_ {
+        let gap = move |from: Lsn| {
+            let start = self.next_gap(from);
+            // The end of the numbers may be in the set; then there is no gap behind it.
+            let open = start <= last && !self.contains(start);
+            open.then(|| {
+                let next = self.ranges.range(start..).next().map_or(Lsn::MAX, |(&next, _)| next - 1);
+                (start, next.min(last))
+            })
+        };
+        std::iter::successors(gap(first), move |&(_, end)| end.checked_add(1).and_then(gap))
     }
 
     /// Everything up to here is in the set.
@@ -146,7 +147,12 @@ mod tests {
         set.insert(5, Lsn::MAX);
         assert!(set.contains(Lsn::MAX));
         assert_eq!(set.next_gap(5), Lsn::MAX);
+        assert_eq!(set.gaps_within(3, Lsn::MAX).collect::<Vec<_>>(), [(3, 4)]);
         assert_eq!(set.len(), 1);
+    }
+
+    fn lsn_in(model: &BTreeSet<Lsn>) -> Lsn {
+        model.iter().nth(model.len() / 2).copied().unwrap_or(1)
     }
 
     proptest! {
@@ -167,10 +173,15 @@ mod tests {
                     let gap = (lsn..).find(|l| !model.contains(l));
                     prop_assert_eq!(Some(set.next_gap(lsn)), gap);
                     for end in lsn..lsn + 9 {
-                        let missing: Vec<_> = set.missing(lsn, end).into_iter().flat_map(|(f, l)| f..=l).collect();
+                        let missing: Vec<_> = set.gaps_within(lsn, end).flat_map(|(f, l)| f..=l).collect();
                         prop_assert!(missing.into_iter().eq((lsn..=end).filter(|l| !model.contains(l))));
                         prop_assert_eq!(set.contains_range(lsn, end), (lsn..=end).all(|l| model.contains(&l)));
                     }
+                }
+                for (first, last) in [(1, 74), (lsn_in(&model), 40)] {
+                    let gaps: Vec<Lsn> = set.gaps_within(first, last).flat_map(|(a, b)| a..=b).collect();
+                    let missing: Vec<Lsn> = (first..=last).filter(|lsn| !model.contains(lsn)).collect();
+                    prop_assert_eq!(gaps, missing);
                 }
                 let ranges: Vec<_> = set.ranges().collect();
                 prop_assert!(ranges.windows(2).all(|w| w[0].1 + 1 < w[1].0));

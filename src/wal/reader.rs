@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::error::{DecodeError, ReadError};
 use super::frame::{FrameHeader, FrameView, Identity, RecordView};
-use super::scan::SegmentFile;
+use super::scan::{Frame, SegmentFile};
 use super::segment;
 use super::shared::Shared;
 use super::state::SegmentInfo;
@@ -184,7 +184,7 @@ impl Reader {
         let file = match self.file(segment) {
             Ok(Ok(file)) => file,
             Ok(Err(reason)) if self.is_current(segment) => {
-                return Ok(self.damaged(cursor, segment, None, reason)?.map(Step::Damaged));
+                return Ok(self.damaged(cursor, segment, None, reason).map(Step::Damaged));
             }
             Ok(Err(_)) => return Ok(None),
             Err(error) => return Err(self.failed(segment, error)),
@@ -193,7 +193,11 @@ impl Reader {
             Ok(Ok(frame)) => Ok(self.take(cursor, &frame.view())),
             // The segment may have been recycled in between; then nothing in it matters.
             Ok(Err(_)) if !self.is_current(segment) => Ok(None),
-            Ok(Err(error)) => Ok(self.damaged(cursor, segment, Some(&file), error.to_string())?.map(Step::Damaged)),
+            Ok(Err(error)) => {
+                let next = file.next_good(cursor.offset + BLOCK, segment.end);
+                let next = next.map_err(|error| self.failed(segment, error))?;
+                Ok(self.damaged(cursor, segment, next, error.to_string()).map(Step::Damaged))
+            }
             Err(error) => Err(self.failed(segment, error)),
         }
     }
@@ -235,16 +239,14 @@ impl Reader {
         }
     }
 
-    /// Moves the cursor to the next good frame, or to the segment's end, and says what is lost in between.
+    /// Moves the cursor to the next good frame, or to the segment's end if there is none, and says what is lost in between.
     fn damaged(
         &self,
         cursor: &mut Cursor,
         segment: &SegmentInfo,
-        file: Option<&SegmentFile>,
+        next: Option<Frame>,
         reason: String,
-    ) -> Result<Option<Damage>, ReadError> {
-        let next = file.map(|file| file.next_good(cursor.offset + BLOCK, segment.end)).transpose();
-        let next = next.map_err(|error| self.failed(segment, error))?.flatten();
+    ) -> Option<Damage> {
         let (to, next_lsn) = match &next {
             Some(frame) => (frame.header.offset, frame.header.first_lsn),
             None => (segment.end, segment.last_lsn + 1),
@@ -259,7 +261,7 @@ impl Reader {
         };
         cursor.offset = to;
         cursor.next_lsn = cursor.next_lsn.max(next_lsn);
-        Ok(self.unsettled(damage))
+        self.unsettled(damage)
     }
 
     /// What is missing between the cursor and the LSN that comes next, if anybody misses it.

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use super::codec::Input;
 use super::error::DecodeError;
 use super::{DeadLetter, EntryRef, Lsn};
+use crate::config::{MAX_FIELDS, MAX_HEADERS};
 use crate::message::{Body, Header, Lane, Message, MessageId, Outgoing, Route};
 
 /// Bytes of a record's header: tag, flags, length.
@@ -209,7 +210,7 @@ pub(super) fn decode(tag: u8, content: &[u8]) -> Result<MessageView<'_>, DecodeE
     input.end("message")?;
     let mut rest = Metadata { bytes: metadata, at: 0, offset: metadata_at };
     let (transport, destination, partition) = rest.value()?;
-    let headers = rest.list(2)?;
+    let headers = rest.list(2, MAX_HEADERS as u64)?;
     let shape = rest.shape(u64::from(payload_length))?;
     if rest.at != metadata.len() {
         let left = (metadata.len() - rest.at) as u64;
@@ -217,6 +218,10 @@ pub(super) fn decode(tag: u8, content: &[u8]) -> Result<MessageView<'_>, DecodeE
     }
     if flags & HAS_KEY == 0 {
         input.exactly("length of an absent key", u64::from(key_length), 0)?;
+    }
+    if flags & HAS_LANE == 0 && lane != 0 {
+        // The low half will do to show what is there.
+        return Err(DecodeError::Value { what: "hash of an absent lane", offset: 16, expected: 0, found: lane as u64 });
     }
     let lane = (flags & HAS_LANE != 0).then_some(Lane(lane));
     let key_length = key_length as usize;
@@ -263,9 +268,13 @@ impl<'a> Metadata<'a> {
         Ok(value)
     }
 
-    /// A list whose items take at least `each` bytes.
-    fn list<T: bincode::BorrowDecode<'a, ()>>(&mut self, each: u64) -> Result<Vec<T>, DecodeError> {
+    /// A list whose items take at least `each` bytes, and of which there are at most so many.
+    fn list<T: bincode::BorrowDecode<'a, ()>>(&mut self, each: u64, most: u64) -> Result<Vec<T>, DecodeError> {
+        let offset = self.offset + self.at;
         let count: u64 = self.value()?;
+        if count > most {
+            return Err(DecodeError::Value { what: "length of a list", offset, expected: most, found: count });
+        }
         let left = (self.bytes.len() - self.at) as u64;
         if count.saturating_mul(each) > left {
             let (what, offset, needed) = ("list in metadata", self.offset + self.at, count.saturating_mul(each));
@@ -280,7 +289,7 @@ impl<'a> Metadata<'a> {
             PAYLOAD => (Shape::Payload, payload_length),
             TOMBSTONE => (Shape::Tombstone, 0),
             FIELDS => {
-                let fields: Vec<(u64, u64)> = self.list(2)?;
+                let fields: Vec<(u64, u64)> = self.list(2, MAX_FIELDS as u64)?;
                 let length = fields.iter().fold(0u64, |sum, (k, v)| sum.saturating_add(*k).saturating_add(*v));
                 (Shape::Fields(fields), length)
             }

@@ -219,7 +219,7 @@ impl<'a> Walk<'a> {
                 None
             }
             Err(DecodeError::Newer { found, .. }) => {
-                return Err(WalError::NewerFormat { path, found, known: u64::from(super::frame::VERSION) });
+                return Err(newer(path, found));
             }
             Err(_) => None,
         };
@@ -303,6 +303,7 @@ impl<'a> Walk<'a> {
                     end = offset;
                     continue;
                 }
+                Err(DecodeError::Newer { found, .. }) => return Err(newer(path, found)),
                 Err(error) => error,
             };
             let next = file.next_good(offset + BLOCK, file.limit).map_err(WalError::io("read", &path))?;
@@ -342,7 +343,7 @@ impl<'a> Walk<'a> {
             // The checksum holds, so it was written like this, by a later release.
             let path = segment::path(self.directory, segment);
             tracing::error!(%error, path = %path.display(), "a frame with a good checksum cannot be read");
-            return Err(WalError::NewerFormat { path, found: 0, known: u64::from(super::frame::VERSION) });
+            return Err(newer(path, 0));
         }
         Ok(())
     }
@@ -434,6 +435,11 @@ impl<'a> Walk<'a> {
     }
 }
 
+/// What a later release wrote is neither damaged nor torn: it is there, and this release cannot read it.
+fn newer(path: PathBuf, found: u64) -> WalError {
+    WalError::NewerFormat { path, found, known: u64::from(super::frame::VERSION) }
+}
+
 /// The checkpoint at the beginning of a segment, and where groups begin; `None` if a part of it is damaged.
 fn checkpoint(file: &SegmentFile, header: &SegmentHeader) -> io::Result<Option<(State, Vec<SegmentInfo>, u32)>> {
     let mut reader = CheckpointReader::default();
@@ -446,5 +452,5 @@ fn checkpoint(file: &SegmentFile, header: &SegmentHeader) -> io::Result<Option<(
             Ok(_) | Err(_) => return Ok(None),
         }
     }
-    Ok(reader.finish(header.first_lsn).map(|(state, segments)| (state, segments, header.start)))
+    Ok(reader.finish(header.number, header.first_lsn).map(|(state, segments)| (state, segments, header.start)))
 }

@@ -75,7 +75,17 @@ impl SegmentFile {
         };
         let length = header.length() as usize;
         if length > bytes.len() {
-            // The header's checksum holds and the length is within the segment: it may be allocated.
+            // What a segment says of its own length is no reason to allocate it.
+            let left = self.file.length()?.saturating_sub(u64::from(offset));
+            if length as u64 > left {
+                let (what, offset, needed) = ("frame body", FRAME_HEADER, u64::from(header.body_length));
+                return Ok(Err(DecodeError::Short {
+                    what,
+                    offset,
+                    needed,
+                    left: left.saturating_sub(FRAME_HEADER as u64),
+                }));
+            }
             let have = bytes.len();
             bytes.resize(length, 0);
             let read = self.file.read_at(&mut bytes[have..], u64::from(offset) + have as u64)?;
@@ -85,18 +95,34 @@ impl SegmentFile {
         Ok(decoded.map(|()| Frame { header, bytes }))
     }
 
-    /// The first good frame that begins at or after `from` and before `end`. A block that the system cannot read is an
-    /// error: nobody knows what is in it, so nothing may be concluded from what was not found.
+    /// The first good frame that begins at or after `from` and before `end`.
+    ///
+    /// A block that the system cannot read now may hold it: whoever takes what lies in front for damaged, or the rest of
+    /// the segment for empty, must not do so on an error.
     pub fn next_good(&self, from: u32, end: u32) -> io::Result<Option<Frame>> {
+        // A segment may say that it is much longer than its file.
+        let end = end.min(u32::try_from(self.file.length()?).unwrap_or(u32::MAX));
         let mut offset = round_up(u64::from(from)) as u32;
         while offset < end {
-            if self.frame_header(offset)?.is_ok()
-                && let Ok(frame) = self.frame(offset)?
-            {
+            if let Some(frame) = self.good(offset)? {
                 return Ok(Some(frame));
             }
             offset = offset.saturating_add(BLOCK);
         }
         Ok(None)
+    }
+
+    /// The same for an audit of a disk that stays unreadable in places: those are passed over.
+    pub fn next_readable(&self, from: u32, end: u32) -> Option<Frame> {
+        let length = self.file.length().map_or(u32::MAX, |length| u32::try_from(length).unwrap_or(u32::MAX));
+        let mut offsets = (round_up(u64::from(from))..u64::from(end.min(length))).step_by(BLOCK as usize);
+        offsets.find_map(|offset| self.good(offset as u32).ok().flatten())
+    }
+
+    fn good(&self, offset: u32) -> io::Result<Option<Frame>> {
+        match self.frame_header(offset)? {
+            Ok(_) => Ok(self.frame(offset)?.ok()),
+            Err(_) => Ok(None),
+        }
     }
 }

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use super::codec::{Input, checksum};
 use super::error::DecodeError;
 use super::frame::VERSION;
-use super::{BLOCK, Lsn};
+use super::{BLOCK, Lsn, MAX_NUMBER, MAX_SEGMENT, MIN_SEGMENT};
 
 const MAGIC: [u8; 8] = *b"OUTLSEG\x01";
 /// Bytes that mean something; the rest of the block is zero.
 const LENGTH: usize = 104;
+const RESERVED: usize = 88;
 const CRC: usize = LENGTH - 4;
 
 /// The header of a segment.
@@ -75,6 +76,7 @@ impl SegmentHeader {
             segment_bytes,
             start: input.u32("start of groups")?,
         };
+        let reserved = input.take("reserved", (CRC - RESERVED) as u64)?;
         let stored = Input::new(&raw[CRC..]).u32("header checksum")?;
         let found = checksum(salt, &raw[..CRC]);
         if stored != found {
@@ -83,11 +85,28 @@ impl SegmentHeader {
         if version != VERSION {
             return Err(DecodeError::Newer { what: "segment version", found: u64::from(version) });
         }
-        if let Some(&found) = flags.iter().find(|&&flag| flag != 0) {
+        if let Some(&found) = flags.iter().chain(reserved).find(|&&flag| flag != 0) {
             return Err(DecodeError::Newer { what: "segment flags", found: u64::from(found) });
         }
-        input.exactly("first LSN", header.first_lsn.max(header.last_acked.saturating_add(1)), header.first_lsn)?;
+        header.check(&input)?;
         Ok(header)
+    }
+}
+
+impl SegmentHeader {
+    fn check(&self, input: &Input<'_>) -> Result<(), DecodeError> {
+        let blocks = |what, value: u32, least, most| {
+            input.exactly(what, u64::from(value % BLOCK), 0)?;
+            input.within(what, u64::from(value), u64::from(least), u64::from(most))
+        };
+        blocks("segment length", self.segment_bytes, MIN_SEGMENT, MAX_SEGMENT)?;
+        blocks("start of groups", self.start, BLOCK, self.segment_bytes)?;
+        blocks("end of the previous segment", self.previous_end, 0, MAX_SEGMENT)?;
+        for (what, number) in [("segment number", self.number), ("previous segment", self.previous)] {
+            input.within(what, number, 0, MAX_NUMBER)?;
+        }
+        input.within("last acknowledged LSN", self.last_acked, 0, MAX_NUMBER - 1)?;
+        input.within("first LSN", self.first_lsn, self.last_acked + 1, MAX_NUMBER)
     }
 }
 
@@ -112,7 +131,7 @@ impl Name {
     pub fn parse(name: &str) -> Option<Self> {
         let hex = |digits: &str| {
             let plain = digits.len() == 16 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-            plain.then(|| u64::from_str_radix(digits, 16).ok()).flatten()
+            plain.then(|| u64::from_str_radix(digits, 16).ok()).flatten().filter(|number| *number <= MAX_NUMBER)
         };
         let stem = name.strip_suffix(".seg")?;
         match stem.strip_prefix("free-") {

@@ -204,6 +204,12 @@ pub(super) fn tick(shared: &Shared, now: Instant) -> Turn {
         space.making -= 1;
         made.map(|prepared| space.prepared.push(prepared))
     } else {
+        // Nothing is missing that an error could have kept from being made.
+        let trouble = space.last_error.take();
+        drop(space);
+        if trouble.is_some() {
+            shared.changed();
+        }
         return Turn::Idle;
     };
     let mut space = shared.space();

@@ -10,7 +10,7 @@ use super::error::DecodeError;
 use super::frame::{FRAME_HEADER, FrameView, RecordView};
 use super::ranges::RangeSet;
 use super::record::RECORD_HEADER;
-use super::{Lsn, Settled, round_up};
+use super::{Lsn, MAX_NUMBER, Settled, round_up};
 use crate::message::Route;
 
 /// What is pending on a route.
@@ -97,7 +97,8 @@ impl State {
             return;
         }
         for &(first, last) in &settled.ranges {
-            self.settled.insert(first, last);
+            // What was never given out is not settled by anything: its LSN is yet to come.
+            self.settled.insert(first, last.min(self.next_lsn - 1));
         }
         for total in &settled.totals {
             if let Some(pending) = self.routes.get_mut(&total.route) {
@@ -202,10 +203,17 @@ impl CheckpointReader {
         })
     }
 
-    /// The state at the beginning of a segment with this first LSN; `None` if a part of the checkpoint is missing.
-    pub fn finish(self, first_lsn: Lsn) -> Option<(State, Vec<SegmentInfo>)> {
+    /// The state at the beginning of a segment with this number and first LSN; `None` if a part of the checkpoint is
+    /// missing, or if it tells of what comes later.
+    pub fn finish(self, number: u64, first_lsn: Lsn) -> Option<(State, Vec<SegmentInfo>)> {
         let have = (self.ranges.len() as u64, self.routes.len() as u64, self.segments.len() as u64);
-        if self.end != Some(have) {
+        let last = first_lsn - 1;
+        let later = |segment: &SegmentInfo| segment.number >= number || segment.last_lsn > last;
+        let beyond = self.prefix > last || self.ranges.iter().any(|range| range.1 > last);
+        let sum = |of: fn(&Pending) -> u64| self.routes.values().map(of).fold(0, u64::saturating_add);
+        // More pending than there ever was, or so many bytes that sums overflow, cannot be.
+        let too_many = sum(|pending| pending.count) > last || sum(|pending| pending.bytes) > MAX_NUMBER;
+        if self.end != Some(have) || beyond || too_many || self.segments.iter().any(later) {
             return None;
         }
         let mut settled = RangeSet::up_to(self.prefix);

@@ -15,7 +15,11 @@ pub struct Disk {
 impl Disk {
     /// Makes one. `None`, and said so, where mounting is not allowed; in CI that fails the test.
     pub fn new(megabytes: u64) -> Option<Self> {
-        let directory = tempfile::tempdir().expect("a temporary directory");
+        Self::on(tempfile::tempdir().expect("a temporary directory"), megabytes)
+    }
+
+    /// The same with its image in this directory.
+    pub fn on(directory: TempDir, megabytes: u64) -> Option<Self> {
         let mut disk = Self { directory, mounted: false };
         let image = File::create(disk.image()).expect("an image");
         image.set_len(megabytes << 20).expect("a sparse image");

@@ -73,7 +73,7 @@ fn set_aside(wal: &Wal, settled: &mut RangeSet) -> Result<(), String> {
     loop {
         match reader.next(&mut cursor).map_err(|error| error.to_string())? {
             Step::Damaged(lost) => {
-                let ranges = settled.missing(lost.first_lsn, lost.last_lsn);
+                let ranges: Vec<_> = settled.gaps_within(lost.first_lsn, lost.last_lsn).collect();
                 settled.insert(lost.first_lsn, lost.last_lsn);
                 if !ranges.is_empty() {
                     wal.settle(Settled { mark: Mark::Damaged, ranges, totals: Vec::new() });

@@ -38,7 +38,7 @@ pub fn script(dir: &Path, at: u64, when: When) {
 }
 
 fn send_lot(producer: &Producer, broker: &Broker, lot: u64, answers: &mut Answers) {
-    if lot % 2 == 0 {
+    if lot.is_multiple_of(2) {
         broker.down();
     }
     for number in lot * LOT..(lot + 1) * LOT {

@@ -94,7 +94,7 @@ impl Drop for Cgroup {
 
 /// One life, ended by the want of memory. Says whether that killed it.
 fn starve(dir: &Path, life: u64, rng: &mut fastrand::Rng, cgroups: Option<&str>) -> bool {
-    let group = cgroups.filter(|_| life % 2 == 0).map(Cgroup::make);
+    let group = cgroups.filter(|_| life.is_multiple_of(2)).map(Cgroup::make);
     let how = if group.is_some() { "cgroup" } else { "limit" };
     let mut command = life::command(dir, life, &[&"starve", &dir, &rng.u64(..).to_string(), &life.to_string(), &how]);
     if let Some(group) = &group {

@@ -70,7 +70,7 @@ fn sender(dir: &Path, life: u64, seed: u64) -> Life {
 #[track_caller]
 fn assert_refused(dir: &Path, holder: &Child) {
     let second = life::builder(dir, &Broker::new()).lock_wait(Duration::ZERO).open_blocking();
-    let error = second.err().expect("a second owner");
+    let error = second.expect_err("a second owner");
     assert!(matches!(error.kind(), OpenErrorKind::Held { .. }), "{error}");
     assert!(error.to_string().contains(&format!("pid {}", holder.id())), "{error} does not name {}", holder.id());
 }

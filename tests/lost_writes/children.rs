@@ -44,6 +44,13 @@ impl Running {
         let _ = input.write_all(b"\n");
     }
 
+    /// What its threads wait for in the kernel.
+    fn threads(&self) -> Vec<String> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id())).into_iter().flatten().flatten();
+        let read = |path: PathBuf| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+        tasks.map(|task| format!("{}: {}", read(task.path().join("comm")), read(task.path().join("wchan")))).collect()
+    }
+
     /// Waits for its end; fails the test if it takes so long that it hangs.
     #[track_caller]
     pub fn wait(&mut self) -> ExitStatus {
@@ -52,7 +59,7 @@ impl Running {
             if let Some(status) = self.process.try_wait().expect("it can be waited for") {
                 return status;
             }
-            assert!(begun.elapsed() < 2 * LONG, "it hangs: {}", self.said());
+            assert!(begun.elapsed() < LONG, "it hangs: {:?} {}", self.threads(), self.said());
             std::thread::sleep(Duration::from_millis(1));
         }
     }

@@ -86,7 +86,7 @@ fn open(life: &Life, broker: &Broker, direct: bool) -> Producer {
     let built = builder_from(Producer::builder().config(config), &life.disk, broker)
         .segment_bytes(64 << 10)
         .max_message_bytes(8 << 10)
-        .max_bytes(8 << 20);
+        .max_bytes(64 << 20);
     let ahead = RouteConfig { destination: AHEAD.into(), mode: Some(Mode::WriteAhead), ..RouteConfig::default() };
     let built = if direct { built } else { built.mode(Mode::WriteAhead) };
     built.route(ahead).first_attempt(Duration::from_millis(20)).open_blocking().expect("the outbox opens after a crash")
@@ -100,21 +100,11 @@ fn produce(life: &Life) {
     }
     let producer = open(life, &broker, rng.bool());
     println!("open");
-    let mut luck = fastrand::Rng::with_seed(rng.u64(..));
-    std::thread::spawn(move || {
-        loop {
-            match luck.u8(..8) {
-                0 | 1 => broker.down(),
-                2 => broker.lose_replies(luck.usize(1..20)),
-                3 => broker.pause(),
-                _ => {
-                    broker.resume();
-                    broker.up();
-                }
-            }
-            std::thread::sleep(Duration::from_micros(luck.u64(100..8_000)));
-        }
-    });
+    // In a third of the lives nothing changes: whatever is stored in an outage stays pending.
+    if rng.u8(..3) > 0 {
+        let luck = fastrand::Rng::with_seed(rng.u64(..));
+        std::thread::spawn(move || weather(&broker, luck));
+    }
     let (tell, told) = sync_channel::<(u64, outlast::SendFuture)>(UNDER_WAY);
     let mut acks = Lines::to(&life.notes, "acked");
     std::thread::spawn(move || {
@@ -126,6 +116,21 @@ fn produce(life: &Life) {
     for number in life.number * A_LIFE.. {
         // The other thread has panicked if it does not listen any more.
         tell.send((number, producer.send(message(number)))).expect("the messages are accepted");
+    }
+}
+
+fn weather(broker: &Broker, mut luck: fastrand::Rng) {
+    loop {
+        match luck.u8(..8) {
+            0 | 1 => broker.down(),
+            2 => broker.lose_replies(luck.usize(1..20)),
+            3 => broker.pause(),
+            _ => {
+                broker.resume();
+                broker.up();
+            }
+        }
+        std::thread::sleep(Duration::from_micros(luck.u64(100..8_000)));
     }
 }
 

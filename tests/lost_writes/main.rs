@@ -8,11 +8,14 @@ mod failed_sync;
 mod life;
 mod oracle;
 mod peer;
+#[cfg(feature = "planted")]
+mod planted;
 mod power_cut;
 mod rounds;
 #[path = "../shows/mod.rs"]
 mod shows;
 mod sled_log;
+mod slow_disk;
 
 #[test]
 #[ignore = "run by the other tests as a child process"]
@@ -21,6 +24,7 @@ fn child() {
     match work[0].as_str() {
         "life" => life::live(&work[1..]),
         "script" => failed_sync::script(&work[1..]),
+        "slow" => slow_disk::slow(work[1].as_ref()),
         other => panic!("{other:?} is no work"),
     }
 }

@@ -15,6 +15,9 @@ use outlast::testing::Broker;
 pub const KEYS: u64 = 5;
 /// The route that is always in write-ahead mode.
 pub const AHEAD: &str = "ahead";
+/// A route of the script of failing syncs: its messages wait from the first to the last life, so that whatever was
+/// promised of them is seen to be kept.
+pub const HELD: &str = "held";
 /// Numbers of a later life are higher, since what is pending from before comes first.
 pub const A_LIFE: u64 = 1_000_000;
 /// Stands for a payload that no message has.
@@ -29,15 +32,20 @@ pub fn key(number: u64) -> u64 {
     if LONE.contains(&number) { number } else { number % KEYS }
 }
 
-/// Up to 600 bytes, or 6,000.
+/// Up to 600 bytes, or 6,000: in every other life half of them are, so that each frame needs a segment of its own.
 pub fn payload(number: u64) -> String {
     let mixed = (number ^ 0x5bf0_3635).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
-    let length = if number < LARGE || mixed % 50 == 3 { 6_000 } else { mixed as usize % 600 };
+    let rare = if number / A_LIFE % 2 == 1 { 2 } else { 50 };
+    let length = if number < LARGE || mixed % rare == 1 { 6_000 } else { mixed as usize % 600 };
     format!("{number}:{}", "x".repeat(length))
 }
 
 pub fn message(number: u64) -> Message {
-    let topic = if key(number) == 0 { AHEAD } else { "topic" };
+    let topic = match key(number) {
+        0 => AHEAD,
+        1 if (10..LARGE).contains(&number) => HELD,
+        _ => "topic",
+    };
     Message::to(topic).key(key(number).to_string()).payload(payload(number))
 }
 
@@ -70,6 +78,18 @@ pub fn broker(dir: &Path) -> Broker {
         delivered.delivered(&message.id.to_string(), message.payload.as_deref().unwrap_or_default());
     });
     broker
+}
+
+/// How much has been acknowledged.
+pub fn acked_bytes(dir: &Path) -> u64 {
+    std::fs::metadata(dir.join("acked")).map_or(0, |metadata| metadata.len())
+}
+
+/// Forgets what was acknowledged after [`acked_bytes`] was asked.
+pub fn forget_acks(dir: &Path, after: u64) {
+    if let Ok(file) = OpenOptions::new().write(true).open(dir.join("acked")) {
+        file.set_len(after).expect("the oracle's disk works");
+    }
 }
 
 /// The whole lines of a file: id and number. A torn last line was never said.

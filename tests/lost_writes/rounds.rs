@@ -8,14 +8,17 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 
 use crate::children::Running;
-use crate::disk::{Disk, Image, Loss};
+use crate::disk::{Disk, Faults, Image, Loss};
 use crate::life::{Life, Log, UNREADABLE};
-use crate::oracle::{Verdict, judge};
+use crate::oracle::{Verdict, acked_bytes, forget_acks, judge};
 
 /// Lives of a log before it is drained and judged.
 pub const LIVES: u64 = 5;
 /// Logs that are tormented side by side: a life mostly waits for its end.
 const ABREAST: usize = 4;
+
+/// What a sync takes in a life, in milliseconds: on a disk that is too fast nothing happens between a write and its sync.
+const SYNCS: [u64; 4] = [0, 1, 3, 10];
 
 /// How lives end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,18 +43,25 @@ fn start(life: &Life) -> Running {
     Running::start(&life.words(), &life.notes, &format!("stderr-{}", life.number))
 }
 
-/// One life, ended by SIGKILL while it opens its log or while it sends.
-fn live_and_die(life: &Life, rng: &mut Rng) -> Result<(), String> {
-    let (while_sending, delay) = (rng.u8(..3) > 0, Duration::from_micros(rng.u64(..40_000)));
+/// One life, ended by force while it opens its log or while it sends. The image at its end, if that is a power cut: what
+/// the process does between the cut and its death is none of the disk's business, and what it acknowledges there does not
+/// count.
+fn live_and_die(life: &Life, disk: &Disk, cut: bool, rng: &mut Rng) -> Result<Option<Image>, String> {
+    let (while_sending, delay) = (rng.u8(..3) > 0, Duration::from_micros(rng.u64(..60_000)));
+    disk.set(Faults { delay: Duration::from_millis(*rng.choice(&SYNCS).unwrap_or(&0)), ..Faults::default() });
     let mut child = start(life);
     if while_sending {
         child.wait_for_line("open");
     }
     std::thread::sleep(delay);
     let ended = child.process.try_wait().expect("it can be waited for");
+    let (acked, image) = (acked_bytes(&life.notes), cut.then(|| disk.image()));
     if ended.is_none() {
         child.process.kill().expect("it can be killed");
         child.process.wait().expect("it can be waited for");
+    }
+    if cut {
+        forget_acks(&life.notes, acked);
     }
     let said = child.said();
     match ended {
@@ -60,7 +70,7 @@ fn live_and_die(life: &Life, rng: &mut Rng) -> Result<(), String> {
         Some(status) => panic!("life {} ended by itself, {status}: {said}", life.number),
         None => {
             assert!(!said.contains("panicked") || life.log != Log::Outbox, "life {}: {said}", life.number);
-            Ok(())
+            Ok(image)
         }
     }
 }
@@ -88,15 +98,17 @@ pub fn torment(log: Log, end: End, seed: u64) -> Outcome {
     let mut unreadable = None;
     for number in 1..=LIVES {
         let disk = Disk::mount(image);
-        let lived = live_and_die(&life(number, disk.root(), &mut rng), &mut rng);
+        let cut = end == End::PowerCut && rng.u8(..4) > 0;
+        let lived = live_and_die(&life(number, disk.root(), &mut rng), &disk, cut, &mut rng);
         image = disk.unmount();
         ends += 1;
-        if let Err(why) = lived {
-            unreadable = Some(why);
-            break;
-        }
-        if end == End::PowerCut && rng.u8(..4) > 0 {
-            image = image.cut(Loss::draw(&mut rng), &mut rng);
+        match lived {
+            Ok(Some(at_the_cut)) => image = at_the_cut.cut(Loss::draw(&mut rng), &mut rng),
+            Ok(None) => {}
+            Err(why) => {
+                unreadable = Some(why);
+                break;
+            }
         }
     }
     if unreadable.is_none() {

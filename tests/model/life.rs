@@ -7,9 +7,11 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use outlast::Outgoing;
-use outlast::internals::outbox::ledger::Ledger;
+use outlast::internals::outbox::ledger::{EntryRow, Ledger, LedgerState};
 use outlast::internals::outbox::{Directory, Outbox, Reservation};
-use outlast::internals::wal::{DeadLetter, Lsn, Mark, ModelStorage, Options, ReadError, Stepper, Turn, WalError};
+use outlast::internals::wal::{
+    DeadLetter, Lsn, Mark, ModelStorage, Options, Place, ReadError, Stepper, StoredRecord, Turn, WalError,
+};
 
 use super::case::Limits;
 use super::oracle::Shown;
@@ -17,6 +19,9 @@ use outlast::internals::outbox::Scanned;
 
 /// Turns that a wait may take, or a log that is left alone, before it counts as hanging.
 const PATIENCE: u32 = 3_000;
+
+/// How long a ledger may take to close.
+const LEDGER_GRACE: Duration = Duration::from_secs(10);
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
@@ -46,6 +51,8 @@ type Steppers = Arc<Mutex<Option<[Stepper; 2]>>>;
 /// See the module.
 pub struct Life {
     pub outbox: Arc<Outbox>,
+    /// There is a ledger.
+    ledger: bool,
     clock: Clock,
     steppers: Steppers,
     told: Arc<Mutex<Vec<Told>>>,
@@ -80,8 +87,10 @@ impl Life {
         let (outbox, opened) =
             Outbox::open_stepped(Arc::clone(directory), Arc::new(storage.clone()), options.clone(), options, ledger)?;
         *lock(&steppers) = Some(opened);
+        let ledger = !matches!(outbox.ledger().health().state, LedgerState::Off { .. });
         Ok(Self {
             outbox: Arc::new(outbox),
+            ledger,
             clock: clock.clone(),
             steppers,
             told: Arc::default(),
@@ -168,7 +177,10 @@ impl Life {
         let mut scan = outbox.scan(outbox.first_pending());
         loop {
             match scan.advance(|lsn| outbox.hint(lsn))? {
-                Scanned::Frame { records: more, .. } => records.extend(more),
+                Scanned::Frame { place, bytes, time, records: more } => {
+                    self.note(place, bytes, time, &more);
+                    records.extend(more);
+                }
                 Scanned::Damaged(lost) => {
                     outbox.set_aside(&lost);
                     damage.push(lost);
@@ -187,8 +199,22 @@ impl Life {
         }
     }
 
+    /// Where a frame lies, for the ledger, if there is one.
+    fn note(&self, place: Place, bytes: u64, time: i64, records: &[StoredRecord]) {
+        if !self.ledger {
+            return;
+        }
+        if let Some(first) = records.first() {
+            let count = records.len() as u32;
+            let row = EntryRow { segment: place.segment, offset: place.offset, count, bytes, time };
+            self.outbox.ledger().entry(first.lsn, row);
+        }
+    }
+
     /// The process is gone; whoever waited hears nothing. The storage has to be stopped before.
     pub fn end(self) {
+        // Two sleds on one directory would not be a crash, but a mistake of the test's.
+        self.outbox.ledger().close(LEDGER_GRACE);
         if let Some(mut steppers) = lock(&self.steppers).take() {
             steppers.iter_mut().for_each(|stepper| stepper.abandon(self.clock.now()));
         }

@@ -1,12 +1,15 @@
 //! Runs seeds, as many as asked for, on as many threads, and says what came of it.
 
 use std::cell::Cell;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use outlast::internals::outbox::ledger::Ledger;
 use outlast::internals::outbox::{Directory, DirectoryOptions};
+use outlast::internals::wal::Operation;
+use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 
 use super::case::{Case, case};
@@ -79,13 +82,7 @@ impl Plan {
         ledger: &dyn Fn() -> Ledger,
         totals: &Mutex<Seen>,
     ) -> Result<(), String> {
-        let max_shrink_iters = if number("OUTLAST_TEST_SHRINK") == Some(0) { 0 } else { 20_000 };
-        let config = Config { cases: 1, failure_persistence: None, max_shrink_iters, verbose: 0, ..Config::default() };
-        // Neighbours would begin alike.
-        let mut dice = fastrand::Rng::with_seed(seed);
-        let mut bytes = [0; 16];
-        bytes.fill_with(|| dice.u8(..));
-        let mut runner = TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::XorShift, &bytes));
+        let mut runner = runner(seed);
         let shown = Cell::new(self.rounds > 1);
         let outcome = runner.run(&case(), |case| {
             if !shown.replace(true) {
@@ -107,6 +104,26 @@ impl Plan {
             TestError::Abort(reason) => format!("seed {seed}: aborted: {reason}"),
         })
     }
+}
+
+fn runner(seed: u64) -> TestRunner {
+    let max_shrink_iters = if number("OUTLAST_TEST_SHRINK") == Some(0) { 0 } else { 20_000 };
+    let config = Config { cases: 1, failure_persistence: None, max_shrink_iters, verbose: 0, ..Config::default() };
+    // Neighbours would begin alike.
+    let mut dice = fastrand::Rng::with_seed(seed);
+    let mut bytes = [0; 16];
+    bytes.fill_with(|| dice.u8(..));
+    TestRunner::new_with_rng(config, TestRng::from_seed(RngAlgorithm::XorShift, &bytes))
+}
+
+/// What a seed calls since its last power cut, and the disk it leaves.
+pub fn outcome(seed: u64, directory: &Arc<Directory>) -> (Vec<Operation>, Vec<(PathBuf, Vec<u8>)>) {
+    let case = case().new_tree(&mut runner(seed)).expect("every case is one").current();
+    let mut world = World::new(directory, &Ledger::none, &case).traced();
+    if let Err(said) = world.run(&case.ops) {
+        panic!("seed {seed}: {said}");
+    }
+    (world.trace(), world.disk())
 }
 
 fn calls(directory: &Arc<Directory>, ledger: &dyn Fn() -> Ledger, case: &Case) -> String {

@@ -85,6 +85,12 @@ impl<'a> World<'a> {
         self.storage.trace()
     }
 
+    /// All files, with their bytes.
+    pub fn disk(&self) -> Vec<(PathBuf, Vec<u8>)> {
+        let paths = self.storage.paths().into_iter();
+        paths.filter_map(|path| Some((path.clone(), self.storage.bytes(&path)?))).collect()
+    }
+
     /// Does all of it.
     pub fn run(&mut self, ops: &[Op]) -> Verdict {
         self.begin(&Begin::default())?;

@@ -35,6 +35,12 @@ pub enum Command {
     Peek(Peek),
     /// Look at, requeue or purge dead letters: messages the broker will never take
     Dead(Dead),
+    /// Read everything in an outbox and say what is damaged; changes nothing, works beside a running producer
+    #[command(after_help = CHECK_HELP)]
+    Check(Check),
+    /// Put a damaged outbox in order; without --yes it only says what it would do. Not beside a running producer
+    #[command(after_help = REPAIR_HELP)]
+    Repair(Repair),
     /// Show an outage, a kill and a restart on an embedded broker, and check that nothing was lost
     #[cfg(feature = "kafka")]
     Demo(Demo),
@@ -51,6 +57,42 @@ A password comes from the URL, from --password-file or from the variable OUTLAST
 
 Exit code: 0 everything was delivered; 3 everything was accepted, some of it is still in the outbox (`outlast drain`
 delivers it); 1 something was not accepted; 2 wrong usage.";
+
+const CHECK_HELP: &str = "\
+damage      acknowledged messages cannot be read, or nobody can say whether all can, or the outbox does not open
+suspicious  something is not as it was written, and no acknowledged message is lost by it
+harmless    something left over, or none of the outbox's
+
+Exit code: 0 no damage; 1 damage, or the outbox cannot be read; 2 wrong usage.";
+
+const REPAIR_HELP: &str = "\
+Nothing is deleted: what is taken out of its place lies in the outbox under damaged/, with a line in MANIFEST there.
+Messages in a damaged frame are given up, because its checksum covers all of them together; the bytes are kept.
+
+Exit code: without --yes, 0 if there is nothing to do, else 1; with it, 0 if no damage remains, else 1; 2 wrong usage.";
+
+#[derive(clap::Args)]
+pub struct Check {
+    /// The outbox's directory
+    #[arg(long, value_name = "DIR")]
+    pub outbox: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(clap::Args)]
+pub struct Repair {
+    /// The outbox's directory
+    #[arg(long, value_name = "DIR")]
+    pub outbox: PathBuf,
+    /// Do it
+    #[arg(long)]
+    pub yes: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
 
 #[derive(clap::Args)]
 pub struct Broker {

@@ -1,6 +1,7 @@
 //! The program `outlast`: lines in, messages out, none lost. A thin layer over the library's public surface.
 
 mod args;
+mod check;
 mod dead;
 #[cfg(feature = "kafka")]
 mod demo;
@@ -10,6 +11,7 @@ mod open;
 mod output;
 mod peek;
 mod produce;
+mod repair;
 mod signals;
 mod status;
 
@@ -30,6 +32,8 @@ fn main() -> ExitCode {
         Command::Status(args) => status::run(&args),
         Command::Peek(args) => peek::run(&args),
         Command::Dead(args) => dead::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Repair(args) => repair::run(&args),
         #[cfg(feature = "kafka")]
         Command::Demo(args) => demo::run(&args),
         #[cfg(feature = "kafka")]

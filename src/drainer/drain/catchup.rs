@@ -123,7 +123,9 @@ impl CatchUp {
                             Entry::Dead(_) => None,
                         }));
                     }
-                    Scanned::Damaged(damage) => outbox.set_aside(&damage),
+                    Scanned::Damaged(damage) => {
+                        outbox.set_aside(&damage);
+                    }
                     Scanned::End => return Ok(None),
                 }
             },

@@ -163,6 +163,12 @@ impl Drain {
         self.read_error.as_ref().map(|(error, _)| error)
     }
 
+    /// Until when the log is left alone, and why; `None`: it can be read.
+    fn set_read_error(&mut self, error: Option<(ScanError, Instant)>) {
+        self.view_changed |= error.is_some() || self.read_error.is_some();
+        self.read_error = error;
+    }
+
     /// Reads its mail and hands over what it may. `None`: it was asked to end.
     pub fn tick(&mut self, now: Instant) -> Option<Progress> {
         let mut mail = std::mem::take(&mut self.mail);

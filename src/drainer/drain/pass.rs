@@ -55,9 +55,12 @@ impl Drain {
             return Err(Halt::Until(at));
         }
         let outbox = Arc::clone(self.dispatcher.outbox());
-        match self.scan.advance(|lsn| outbox.hint(lsn)) {
+        let scanned = self.scan.advance(|lsn| outbox.hint(lsn));
+        if scanned.is_ok() {
+            self.set_read_error(None);
+        }
+        match scanned {
             Ok(Scanned::Frame { place, bytes, time, records }) => {
-                self.read_error = None;
                 if let (true, Some(first)) = (self.run >= RUN_BYTES, records.first()) {
                     self.run = 0;
                     let count = u32::try_from(records.len()).unwrap_or(u32::MAX);
@@ -84,7 +87,7 @@ impl Drain {
             Ok(Scanned::End) => Ok(false),
             Err(error) => {
                 tracing::warn!(%error, "the outbox cannot be read now; it is tried again");
-                self.read_error = Some((error, now + READ_RETRY));
+                self.set_read_error(Some((error, now + READ_RETRY)));
                 Err(Halt::Until(now + READ_RETRY))
             }
         }

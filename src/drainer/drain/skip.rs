@@ -249,7 +249,7 @@ impl Drain {
                 Err(CatchUpError::Log(error)) => {
                     tracing::warn!(%error, "the outbox cannot be read now; it is tried again");
                     self.catch_ups.remove(&key);
-                    self.read_error = Some((error, now + READ_RETRY));
+                    self.set_read_error(Some((error, now + READ_RETRY)));
                     return Err(Halt::Until(now + READ_RETRY));
                 }
             }

@@ -18,7 +18,10 @@
 
 mod engine;
 mod health;
+#[cfg(not(feature = "testing"))]
 mod keys;
+#[cfg(feature = "testing")]
+pub mod keys;
 mod numbers;
 mod store;
 #[cfg(test)]

@@ -38,15 +38,15 @@ impl Notes {
     pub fn sync(&mut self, path: &str, faults: &mut Faults) -> bool {
         let here = site(path);
         let mut fails = self.broken;
-        if let Some(rule) = &mut faults.failing {
-            if rule.site.as_ref().is_none_or(|site| *site == here) {
-                if rule.skip == 0 {
-                    fails = true;
-                    self.broken = rule.for_good;
-                    faults.failing = None;
-                } else {
-                    rule.skip -= 1;
-                }
+        if let Some(rule) = &mut faults.failing
+            && rule.site.as_ref().is_none_or(|site| *site == here)
+        {
+            if rule.skip == 0 {
+                fails = true;
+                self.broken = rule.for_good;
+                faults.failing = None;
+            } else {
+                rule.skip -= 1;
             }
         }
         self.syncs.push(here);

@@ -92,6 +92,11 @@ impl Disk {
         (state.notes.syncs.clone(), state.notes.failed)
     }
 
+    /// What is on it and in its cache at this moment, whatever happens to it later.
+    pub fn image(&self) -> Image {
+        lock(&self.state).image.clone()
+    }
+
     /// Unmounts it, and gives what is on it and in its cache.
     #[track_caller]
     pub fn unmount(mut self) -> Image {

@@ -1,0 +1,155 @@
+//! Real write-back errors (RELIABILITY.md, row 11): a sparse image on a memory file system that is too small for it. The
+//! file system on the image promises blocks that there is nothing behind; the kernel notices when it writes them back, as
+//! on a thinly provisioned volume, and says so at a sync, once.
+//!
+//! What must hold is fail-stop: what was acknowledged before is there, nothing is tried again until the kernel says yes,
+//! and whatever is acknowledged after the first failure is there as well, once the disk is repaired and mounted anew.
+//! `OUTLAST_TEST_ROUNDS=N` runs N disks.
+
+#![cfg(all(feature = "testing", target_os = "linux"))]
+
+#[allow(dead_code, reason = "shared with other test programs")]
+#[path = "common/disk.rs"]
+mod disk;
+#[allow(dead_code, reason = "shared with other test programs")]
+mod shows;
+
+use std::collections::HashSet;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use disk::Disk;
+use outlast::testing::Broker;
+use outlast::{Builder, Config, Message, SendErrorKind};
+use shows::{LONG, setting};
+
+/// What the image pretends to have.
+const IMAGE: u64 = 64;
+/// Sent after the first failure, to see what becomes of it.
+const AFTER: u64 = 40;
+
+/// A memory file system of a size that can be changed, unmounted when this is dropped.
+struct Memory(tempfile::TempDir);
+
+impl Memory {
+    fn new(megabytes: u64) -> Self {
+        let memory = Self(tempfile::TempDir::new().expect("a directory"));
+        memory.mount(&["-t", "tmpfs", "-o", &format!("size={megabytes}m"), "tmpfs"]);
+        memory
+    }
+
+    fn grow(&self, megabytes: u64) {
+        self.mount(&["-o", &format!("remount,size={megabytes}m")]);
+    }
+
+    fn mount(&self, options: &[&str]) {
+        let done = Command::new("mount").args(options).arg(self.0.path()).status();
+        assert!(done.is_ok_and(|done| done.success()), "this test mounts disks of its own: it runs as root");
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // What holds it goes away with the test.
+        let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
+    }
+}
+
+fn builder(root: &Path, broker: &Broker) -> Builder {
+    let config = Config {
+        space_wait: Duration::from_secs(3),
+        segment_bytes: 256 << 10,
+        max_message_bytes: 32 << 10,
+        max_bytes: Some(IMAGE / 2 << 20),
+        lock_wait: LONG,
+        ..Config::default()
+    };
+    Builder::default().config(config).outbox(root.join("outbox")).custom_transport("memory", broker.transport())
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    before: usize,
+    after: usize,
+    refused: usize,
+}
+
+/// One disk, from its first message to its repair.
+fn run(memory: u64) -> Seen {
+    let memory = Memory::new(memory);
+    let directory = tempfile::TempDir::new_in(memory.0.path()).expect("a directory");
+    let mut disk = Disk::on(directory, IMAGE).expect("a disk of its own, with mkfs.ext4 (apt-get install e2fsprogs)");
+    let (broker, mut seen) = (Broker::new(), Seen::default());
+    broker.down();
+    let producer = builder(&disk.root(), &broker).open_blocking().unwrap();
+    let mut accepted = Vec::new();
+    let mut left = AFTER;
+    for number in 0.. {
+        let message = Message::to("orders").key("k").payload(format!("{number}:{}", "x".repeat(30_000)));
+        match producer.blocking_send(message) {
+            Ok(_) => {
+                accepted.push(number);
+                let count = if seen.refused == 0 { &mut seen.before } else { &mut seen.after };
+                *count += 1;
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), SendErrorKind::Storage, "{error}");
+                if seen.refused == 0 {
+                    let alerts = producer.health().alerts;
+                    assert!(alerts.iter().any(|alert| alert.starts_with("disk: ")), "{alerts:?}");
+                }
+                seen.refused += 1;
+            }
+        }
+        left -= u64::from(seen.refused > 0);
+        if left == 0 {
+            break;
+        }
+        assert!(number < 10_000, "the disk was meant to fail: {seen:?}");
+    }
+    // Nothing can be sealed on such a disk; what matters is what was acknowledged.
+    let closed = producer.blocking_close(Duration::ZERO);
+    println!("{seen:?}, {closed:?}");
+    drop(producer);
+
+    memory.grow(4 * IMAGE);
+    disk.repair();
+    let producer = builder(&disk.root(), &broker).open_blocking().unwrap();
+    broker.up();
+    let drained = producer.blocking_drained(LONG);
+    assert!(drained.is_ok(), "{drained:?} {:?}", producer.health());
+    let set_aside = producer.stats().set_aside;
+    producer.blocking_close(LONG).unwrap();
+    let arrived: HashSet<u64> = broker
+        .delivered()
+        .iter()
+        .map(|one| String::from_utf8_lossy(one.payload.as_deref().expect("a payload")).into_owned())
+        .map(|text| text.split(':').next().and_then(|number| number.parse().ok()).expect("a number"))
+        .collect();
+    let lost: Vec<&u64> = accepted.iter().filter(|number| !arrived.contains(number)).collect();
+    assert!(lost.is_empty(), "acknowledged and lost ({set_aside} set aside): {lost:?} of {seen:?}");
+    seen
+}
+
+#[test]
+fn a_write_back_error_stops_and_is_never_tried_again_to_success() {
+    let (begun, rounds) = (Instant::now(), setting("OUTLAST_TEST_ROUNDS", 2));
+    let mut sum = Seen::default();
+    for round in 0..rounds {
+        // The disk gives out at another place each time.
+        let seen = run(9 + round % 13);
+        sum = Seen {
+            before: sum.before + seen.before,
+            after: sum.after + seen.after,
+            refused: sum.refused + seen.refused,
+        };
+    }
+    println!(
+        "{rounds} disks, {} acknowledged before the first failure and {} after it, 0 lost, {} refused, {:.1} s",
+        sum.before,
+        sum.after,
+        sum.refused,
+        begun.elapsed().as_secs_f64()
+    );
+}
