@@ -25,6 +25,7 @@ mod failing_tests;
 mod frame;
 #[cfg(test)]
 mod hostile_tests;
+mod loaded;
 mod locate;
 mod log;
 #[cfg(test)]

@@ -138,7 +138,8 @@ fn a_flipped_bit_on_the_disk_costs_its_frame_and_its_bytes_are_kept() {
     let (missing, alerts) = outbox.drain();
     assert!((1..=40).contains(&missing.len()), "{missing:?}");
     told(&alerts, &format!("{} messages could not be read and were set aside", missing.len()));
-    let kept = outbox.kept();
+    let mut kept = outbox.kept();
+    kept.retain(|(name, _)| name != "MANIFEST");
     assert_eq!(kept.len(), 1, "{:?}", kept.iter().map(|(name, _)| name).collect::<Vec<_>>());
     let (name, copy) = &kept[0];
     assert!(name.starts_with(&format!("0000000000000001-{frame:08x}-")), "{name}");
