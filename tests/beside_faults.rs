@@ -9,7 +9,6 @@
 #[allow(dead_code, reason = "shared with other test programs")]
 #[path = "io_faults/runs.rs"]
 mod runs;
-#[allow(dead_code, reason = "shared with other test programs")]
 mod shows;
 
 use std::collections::HashSet;

@@ -8,7 +8,6 @@
 #[allow(dead_code, reason = "shared with other test programs")]
 #[path = "common/disk.rs"]
 mod disk;
-#[allow(dead_code, reason = "shared with other test programs")]
 mod shows;
 
 use std::collections::HashSet;

@@ -12,7 +12,6 @@ mod disk;
 mod runs;
 #[path = "io_faults/script.rs"]
 mod script;
-#[allow(dead_code, reason = "shared by many test programs")]
 mod shows;
 #[path = "io_faults/syncs.rs"]
 mod syncs;

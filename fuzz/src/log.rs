@@ -14,6 +14,7 @@ pub fn run(data: &[u8]) {
     let mut input = Input::new(data);
     let (mode, seed) = (input.u8(), u64::from(input.u8()));
     let storage = ModelStorage::new(seed);
+    let mut contradicts = false;
     for _ in 0..=input.below(6) {
         let (kind, name) = (input.below(8), input.u8());
         let number = match name {
@@ -21,6 +22,7 @@ pub fn run(data: &[u8]) {
             _ => EDGES[usize::from(name) % EDGES.len()],
         };
         let bytes = examine::file(&mut input, number);
+        contradicts |= examine::contradicts(&bytes);
         let path = match kind {
             0 => examine::path(number, true),
             1 => Path::new(DIRECTORY).join(input.text()),
@@ -31,5 +33,5 @@ pub fn run(data: &[u8]) {
             break;
         }
     }
-    examine::examine(&storage, (mode & 1 == 1).then_some(seed));
+    examine::examine(&storage, (mode & 1 == 1).then_some(seed), contradicts);
 }

@@ -12,7 +12,8 @@ pub fn run(data: &[u8]) {
     if let Ok(again) = probe::recode_header(&bytes) {
         assert_eq!(again.get(..104), bytes.get(..104), "the header is not what was read");
     }
+    let contradicts = examine::contradicts(&bytes);
     let storage = ModelStorage::new(seed);
     storage.set_bytes(&examine::path(1, false), bytes);
-    examine::examine(&storage, (mode & 1 == 1).then_some(seed));
+    examine::examine(&storage, (mode & 1 == 1).then_some(seed), contradicts);
 }

@@ -289,7 +289,7 @@ fn a_settlement_that_was_synced_and_is_damaged_is_reported() {
 
 /// While the disk failed for a moment, an open looked for the first good frame of the last segment, passed over the
 /// blocks it could not read, and took the segment for one that had never been used: what was acknowledged in it counted
-/// as never written, and its LSNs as burnt. Found by `tests/model.rs`, seed 124.
+/// as never written, and its LSNs as burnt. Found by `tests/model.rs`.
 #[test]
 fn an_open_that_cannot_read_says_so_and_concludes_nothing_from_what_it_did_not_see() {
     let options = options();

@@ -110,6 +110,13 @@ pub enum WalError {
     /// The log was closed before the record was written.
     #[error("the log is closed")]
     Closed,
+    /// Settlements wait in memory, because what is settled is as scattered as the log can note; they are written once
+    /// what lies between them is settled, too. Until then a restart forgets them.
+    #[error("what is settled is scattered over more than {most} ranges; the rest waits in memory")]
+    Scattered {
+        /// How many the log notes.
+        most: usize,
+    },
     /// A segment of a later release. Nothing was written; the release that wrote it can read it.
     #[error("{path} has format {found}; this release reads up to {known}", path = path.display())]
     NewerFormat {
@@ -156,6 +163,7 @@ impl WalError {
             Self::Full { .. } => true,
             Self::TooLarge { .. }
             | Self::Closed
+            | Self::Scattered { .. }
             | Self::NewerFormat { .. }
             | Self::Foreign { .. }
             | Self::Option { .. } => false,
@@ -169,6 +177,7 @@ impl WalError {
             Self::Full { .. }
             | Self::TooLarge { .. }
             | Self::Closed
+            | Self::Scattered { .. }
             | Self::NewerFormat { .. }
             | Self::Foreign { .. }
             | Self::Option { .. } => false,
@@ -179,7 +188,7 @@ impl WalError {
 /// Why a read did not get an answer. It says nothing against the bytes: reading again may succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The system could not read the segment. If it stays so, [`Reader::skip`](super::Reader::skip) passes over the frame.
+    /// The system could not read the segment.
     #[error("{op} {path}: {source}", path = path.display())]
     Io {
         /// The call that failed.

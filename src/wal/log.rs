@@ -227,7 +227,7 @@ impl Wal {
     /// Returns once all that was submitted before, settlements too, is durable and sealed.
     ///
     /// # Errors
-    /// Something could not be written; it may have been submitted by somebody else.
+    /// Something could not be written, or, of settlements, has to wait; it may have been submitted by somebody else.
     pub fn sync(&self) -> Result<(), Arc<WalError>> {
         let (told, answer) = channel();
         {

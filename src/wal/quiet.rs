@@ -69,11 +69,14 @@ impl Committer {
             return;
         }
         let (next_lsn, settlements) = (self.next_lsn(), self.settlements);
+        let deferred = !self.shared.queue().deferred.is_empty();
         let barriers = std::mem::take(&mut self.barriers);
         for barrier in barriers {
             if barrier.lsn <= next_lsn && barrier.settlements <= settlements {
+                let most = self.shared.options.max_ranges;
+                let outcome = if deferred { Err(Arc::new(WalError::Scattered { most })) } else { Ok(()) };
                 // Whoever waited may have gone.
-                let _ = barrier.told.send(Ok(()));
+                let _ = barrier.told.send(outcome);
             } else {
                 self.barriers.push(barrier);
             }

@@ -20,7 +20,7 @@ pub fn outgoing(number: usize, route: u8, key: u8, size: u16) -> Outgoing {
         6 => message.fields([("a", vec![number as u8; usize::from(size) / 2]), ("b", vec![1; usize::from(size) / 2])]),
         _ => message.payload(vec![number as u8; usize::from(size)]),
     };
-    if number % 3 == 0 {
+    if number.is_multiple_of(3) {
         message = message.header("trace", "4bf9").null_header("empty");
     }
     let timestamp = 1_700_000_000_000 + number as i64;

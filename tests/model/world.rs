@@ -103,7 +103,7 @@ impl<'a> World<'a> {
             }
         }
         if self.limits.to_the_end {
-            self.to_the_end()?;
+            self.settle_all()?;
         }
         let cut = self.dice.u64(..);
         self.restart(End::Crash(cut), &Begin::default())?;
@@ -406,7 +406,7 @@ impl<'a> World<'a> {
     /// Everything pending is delivered: a full disk does not keep the log from writing that down, as long as space was
     /// reserved before it was used, nothing else failed, and the process was not begun on a full disk. Then the outbox is
     /// empty, and, with room on the disk, takes messages again.
-    fn to_the_end(&mut self) -> Verdict {
+    fn settle_all(&mut self) -> Verdict {
         let fired = self.faults().fired;
         self.arm(Faults { fired, ..Faults::default() });
         if !self.limits.reserved || self.unreserved {

@@ -82,7 +82,11 @@ impl Survey {
             WalError::NewerFormat { path, .. } => (FlawKind::Newer, path),
             WalError::Foreign { path, .. } => (FlawKind::Foreign, path),
             WalError::Io { path, .. } => (FlawKind::Unreadable, path),
-            WalError::Full { .. } | WalError::TooLarge { .. } | WalError::Closed | WalError::Option { .. } => {
+            WalError::Full { .. }
+            | WalError::TooLarge { .. }
+            | WalError::Closed
+            | WalError::Scattered { .. }
+            | WalError::Option { .. } => {
                 return Err(error);
             }
         };
