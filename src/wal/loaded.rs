@@ -43,7 +43,7 @@ impl Loaded {
         let header = match file.header().map_err(WalError::io("read", &path))? {
             Ok(header) if header.number == number => Some(header),
             Ok(header) => {
-                misplaced = stray::is_misplaced(&header, number, numbers);
+                misplaced = stray::is_misplaced(&header, number, |other| numbers.binary_search(&other).is_ok());
                 None
             }
             Err(DecodeError::Newer { found, .. }) => {

@@ -128,3 +128,24 @@ fn as_many_lsns_are_burnt_as_a_lost_segment_may_have_held() {
     assert_eq!(recovered.damage.len(), 1, "{:?}", recovered.damage);
     assert!(recovered.next_lsn > last, "{} was given out before", recovered.next_lsn);
 }
+
+/// A segment that was needed, under the name of a later one, was taken for a file of an earlier life and removed.
+#[test]
+fn a_needed_segment_under_a_later_name_is_left_alone() {
+    let options = options();
+    let storage = written(60, &options);
+    let bytes = storage.bytes(&segment_path(2)).expect("it is there");
+    storage.unlink(&segment_path(2)).expect("it is there");
+    storage.set_bytes(&segment_path(99), bytes.clone());
+    for life in 0..2 {
+        let (wal, recovered, mut stepper) = open(&storage, &options);
+        assert!(recovered.damage.iter().any(|damage| damage.segment == 2), "{:?}", recovered.damage);
+        append(&wal, 1000 + life, 10);
+        let later = Instant::now() + Duration::from_secs(5);
+        while stepper.commit(later) == Turn::Again {}
+        while stepper.prepare(later) == Turn::Again {}
+        drop((wal, stepper));
+        storage.kill();
+    }
+    assert_eq!(storage.bytes(&segment_path(99)), Some(bytes));
+}

@@ -103,7 +103,9 @@ pub(super) fn recover(
     let intact = walk.damage.is_empty();
     walk.missing(&segments, &numbers);
     let strays = numbers.iter().copied().filter(|number| intact && !segments.contains_key(number));
-    let discard = stray::removable(storage, directory, strays, &numbers);
+    let known =
+        |number| numbers.binary_search(&number).is_ok() || segments.get(&number).is_some_and(|s| walk.state.needs(s));
+    let discard = stray::removable(storage, directory, strays, known);
     walk.forget_settled();
     let next_number = stray::next_number(storage, directory, &numbers, &free);
     Ok(Found {
