@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use super::tests::{message, options, read_all};
 use super::*;
 
-fn directory() -> PathBuf {
+pub(super) fn directory() -> PathBuf {
     PathBuf::from("/wal")
 }
 
 /// A log that was written, `groups` frames of two messages each, and closed.
-fn written(groups: u64, options: &Options) -> ModelStorage {
+pub(super) fn written(groups: u64, options: &Options) -> ModelStorage {
     let storage = ModelStorage::new(1);
     let (wal, _, mut stepper) = open(&storage, options);
     let now = Instant::now();
@@ -27,21 +27,21 @@ fn written(groups: u64, options: &Options) -> ModelStorage {
     storage
 }
 
-fn open(storage: &ModelStorage, options: &Options) -> (Wal, Recovered, Stepper) {
+pub(super) fn open(storage: &ModelStorage, options: &Options) -> (Wal, Recovered, Stepper) {
     Wal::open_stepped(Arc::new(storage.clone()), &directory(), options.clone()).expect("opens")
 }
 
-fn append(wal: &Wal, number: u64, bytes: usize) -> Lsn {
+pub(super) fn append(wal: &Wal, number: u64, bytes: usize) -> Lsn {
     let outgoing = message(number, "orders", &vec![number as u8; bytes]);
     wal.append(EntryRef::Message(&outgoing), |outcome| assert!(outcome.is_ok(), "{outcome:?}"))
 }
 
-fn segment_path(number: u64) -> PathBuf {
+pub(super) fn segment_path(number: u64) -> PathBuf {
     super::segment::path(&directory(), number)
 }
 
 /// Each of `1..=last` is either read or reported, by the open or by a reader; returns those that are reported.
-fn accounted(storage: &ModelStorage, options: &Options, last: Lsn, what: &str) -> BTreeSet<Lsn> {
+pub(super) fn accounted(storage: &ModelStorage, options: &Options, last: Lsn, what: &str) -> BTreeSet<Lsn> {
     let (wal, recovered, _stepper) = open(storage, options);
     let (records, found) = read_all(&wal.reader(), 1);
     let mut lost = BTreeSet::new();

@@ -25,8 +25,11 @@ mod failing_tests;
 mod frame;
 #[cfg(test)]
 mod hostile_tests;
+mod loaded;
 mod locate;
 mod log;
+#[cfg(test)]
+mod loss_tests;
 #[cfg(any(test, feature = "testing"))]
 mod model;
 mod options;

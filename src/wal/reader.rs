@@ -219,7 +219,10 @@ impl Reader {
         match records(frame) {
             Ok(records) => {
                 cursor.offset = header.next_offset();
-                cursor.next_lsn = cursor.next_lsn.max(header.next_lsn());
+                // A frame without records names the LSN that comes next; what is missing before it is still to be told.
+                if header.count > 0 {
+                    cursor.next_lsn = cursor.next_lsn.max(header.next_lsn());
+                }
                 let place = Place { segment: header.segment, offset: header.offset, index: 0 };
                 let (first_lsn, bytes, time) =
                     (header.first_lsn, u64::from(header.next_offset() - header.offset), header.time);

@@ -12,10 +12,10 @@ use std::path::PathBuf;
 
 use super::error::{DecodeError, WalError};
 use super::frame::{FrameHeader, FrameKind};
+use super::loaded::{Loaded, newer};
 use super::record::RECORD_HEADER;
-use super::scan::SegmentFile;
-use super::segment::{self, Name, SegmentHeader};
-use super::state::{CheckpointReader, SegmentInfo, State};
+use super::segment::{self, Name};
+use super::state::{SegmentInfo, State};
 use super::storage::Storage;
 use super::stray;
 use super::{BLOCK, Damage, Lsn, Options};
@@ -47,17 +47,6 @@ pub(super) struct Found {
     pub free: Vec<u64>,
     /// Segment files that are of no use.
     pub discard: Vec<PathBuf>,
-}
-
-struct Loaded {
-    file: SegmentFile,
-    header: Option<SegmentHeader>,
-    checkpoint: Option<(State, Vec<SegmentInfo>, u32)>,
-    /// The first good frame, if the checkpoint is damaged.
-    first: Option<FrameHeader>,
-    short: bool,
-    /// The file holds another segment.
-    misplaced: bool,
 }
 
 /// See the module.
@@ -114,7 +103,9 @@ pub(super) fn recover(
     let intact = walk.damage.is_empty();
     walk.missing(&segments, &numbers);
     let strays = numbers.iter().copied().filter(|number| intact && !segments.contains_key(number));
-    let discard = stray::removable(storage, directory, strays, &numbers);
+    let known =
+        |number| numbers.binary_search(&number).is_ok() || segments.get(&number).is_some_and(|s| walk.state.needs(s));
+    let discard = stray::removable(storage, directory, strays, known);
     walk.forget_settled();
     let next_number = stray::next_number(storage, directory, &numbers, &free);
     Ok(Found {
@@ -179,7 +170,7 @@ impl<'a> Walk<'a> {
     fn load_chain(&mut self, numbers: &[u64]) -> Result<Vec<Loaded>, WalError> {
         let mut chain = Vec::new();
         for &number in numbers.iter().rev() {
-            let loaded = self.load(number, numbers)?;
+            let loaded = Loaded::read(self.storage, self.directory, self.options, number, numbers)?;
             if loaded.checkpoint.is_none() && loaded.first.is_none() {
                 // Segments have their full length before they get their name.
                 let short = "the segment is shorter than it was made, and nothing in it can be read";
@@ -202,61 +193,6 @@ impl<'a> Walk<'a> {
         chain.reverse();
         self.incarnation = chain.iter().rev().find_map(|loaded| loaded.header.map(|header| header.incarnation));
         Ok(chain)
-    }
-
-    fn load(&self, number: u64, numbers: &[u64]) -> Result<Loaded, WalError> {
-        let path = segment::path(self.directory, number);
-        let file = self.storage.open_read(&path).map_err(WalError::io("open", &path))?;
-        // The process before may have died between a write and its sync; what is trusted now must be on the disk.
-        file.sync_data().map_err(WalError::io("sync", &path))?;
-        let length = file.length().map_err(WalError::io("length of", &path))?;
-        let mut file = SegmentFile { file, number, salt: None, limit: self.options.segment_bytes };
-        let mut misplaced = false;
-        let header = match file.header().map_err(WalError::io("read", &path))? {
-            Ok(header) if header.number == number => Some(header),
-            Ok(header) => {
-                misplaced = stray::is_misplaced(&header, number, numbers);
-                None
-            }
-            Err(DecodeError::Newer { found, .. }) => {
-                return Err(newer(path, found));
-            }
-            Err(_) => None,
-        };
-        if let Some(header) = header {
-            if header.outbox != self.options.outbox {
-                let (expected, found) = (u128::from_be_bytes(self.options.outbox), u128::from_be_bytes(header.outbox));
-                return Err(WalError::Foreign { path, expected, found });
-            }
-            file.salt = Some(header.salt);
-            file.limit = header.segment_bytes;
-        } else {
-            file.limit = file.limit.max(u32::try_from(length).unwrap_or(u32::MAX));
-        }
-        let short = length < u64::from(file.limit);
-        let checkpoint = match &header {
-            Some(header) => checkpoint(&file, header).map_err(WalError::io("read", &path))?,
-            None => None,
-        };
-        let next_good = |from| {
-            let found = file.next_good(from, file.limit).map_err(WalError::io("read", &path))?;
-            Ok::<_, WalError>(found.map(|frame| frame.header))
-        };
-        let first = match &checkpoint {
-            None => next_good(BLOCK)?,
-            Some((_, _, start)) => {
-                // A checkpoint without the frame that came with it was never acknowledged.
-                let first = next_good(*start)?;
-                if first.is_none() && !short {
-                    return Ok(Loaded { file, header, checkpoint: None, first: None, short, misplaced });
-                }
-                first
-            }
-        };
-        if file.salt.is_none() {
-            file.salt = first.map(|first| first.salt);
-        }
-        Ok(Loaded { file, header, checkpoint, first, short, misplaced })
     }
 
     fn bad_beginning(&mut self, segment: u64) {
@@ -433,24 +369,4 @@ impl<'a> Walk<'a> {
             }
         }
     }
-}
-
-/// What a later release wrote is neither damaged nor torn: it is there, and this release cannot read it.
-fn newer(path: PathBuf, found: u64) -> WalError {
-    WalError::NewerFormat { path, found, known: u64::from(super::frame::VERSION) }
-}
-
-/// The checkpoint at the beginning of a segment, and where groups begin; `None` if a part of it is damaged.
-fn checkpoint(file: &SegmentFile, header: &SegmentHeader) -> io::Result<Option<(State, Vec<SegmentInfo>, u32)>> {
-    let mut reader = CheckpointReader::default();
-    let mut offset = BLOCK;
-    while offset < header.start {
-        match file.frame(offset)? {
-            Ok(frame) if frame.header.kind == FrameKind::Checkpoint && reader.take(&frame.view()).is_ok() => {
-                offset = frame.header.next_offset();
-            }
-            Ok(_) | Err(_) => return Ok(None),
-        }
-    }
-    Ok(reader.finish(header.number, header.first_lsn).map(|(state, segments)| (state, segments, header.start)))
 }

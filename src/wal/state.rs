@@ -123,6 +123,11 @@ impl State {
         }
     }
 
+    /// Whether something in a segment is not settled.
+    pub(super) fn needs(&self, segment: &SegmentInfo) -> bool {
+        !self.settled.contains_range(segment.first_lsn, segment.last_lsn)
+    }
+
     /// The records of a checkpoint, in bodies of at most about `frame_bytes`; with each the number of records.
     pub(super) fn checkpoint(&self, segments: &[SegmentInfo], frame_bytes: u32) -> Vec<(Vec<u8>, u32)> {
         let mut bodies = Bodies { limit: frame_bytes as usize - FRAME_HEADER, done: Vec::new() };

@@ -1,7 +1,7 @@
 //! Segment files that are no part of the log: left by a crash, to be used again, or under a name that is not theirs.
 //!
 //! A file that was recycled and renamed, and never written to, holds a segment of an earlier life: its number is lower,
-//! and no file has that number any more. Any other number than that of the name means that somebody, or the file
+//! no file has that number any more, and the log does not need it. Any other number than that of the name means that somebody, or the file
 //! system, has moved the file: what it holds may be missed, so it is never removed.
 
 use std::path::{Path, PathBuf};
@@ -18,9 +18,10 @@ pub(super) fn next_number(storage: &dyn Storage, directory: &Path, numbers: &[u6
     inside.chain(numbers.iter().copied()).max().map_or(1, |last| last.saturating_add(1))
 }
 
-/// Whether the file of segment `number`, with this header, holds a segment that is, or may be, in use.
-pub(super) fn is_misplaced(header: &SegmentHeader, number: u64, numbers: &[u64]) -> bool {
-    header.number > number || header.number < number && numbers.binary_search(&header.number).is_ok()
+/// Whether the file of segment `number`, with this header, holds a segment that is, or may be, in use; `known` says which
+/// there are, by their names or by the log's word.
+pub(super) fn is_misplaced(header: &SegmentHeader, number: u64, known: impl Fn(u64) -> bool) -> bool {
+    header.number > number || header.number < number && known(header.number)
 }
 
 /// Those of the files that nobody can miss.
@@ -28,11 +29,11 @@ pub(super) fn removable(
     storage: &dyn Storage,
     directory: &Path,
     strays: impl Iterator<Item = u64>,
-    numbers: &[u64],
+    known: impl Fn(u64) -> bool,
 ) -> Vec<PathBuf> {
     let removable = strays.filter_map(|number| {
         let path = segment::path(directory, number);
-        let misplaced = header(storage, &path, number).is_some_and(|header| is_misplaced(&header, number, numbers));
+        let misplaced = header(storage, &path, number).is_some_and(|header| is_misplaced(&header, number, &known));
         if misplaced {
             tracing::error!(path = %path.display(), "the file holds another segment than its name says; it is left alone");
         }

@@ -62,17 +62,6 @@ impl Disk {
         Self { files, flipped: None }
     }
 
-    /// The files as they are read, the flipped bit among them.
-    pub fn seen(&self) -> Files {
-        let mut files = self.files.clone();
-        if let Some(Bit { segment, byte, bit }) = self.flipped
-            && let Some(bytes) = files.get_mut(&segment_path(segment))
-        {
-            Arc::make_mut(bytes)[byte] ^= 1 << bit;
-        }
-        files
-    }
-
     fn refused<T>() -> io::Result<T> {
         Err(io::ErrorKind::ReadOnlyFilesystem.into())
     }

@@ -138,7 +138,8 @@ fn a_flipped_bit_on_the_disk_costs_its_frame_and_its_bytes_are_kept() {
     let (missing, alerts) = outbox.drain();
     assert!((1..=40).contains(&missing.len()), "{missing:?}");
     told(&alerts, &format!("{} messages could not be read and were set aside", missing.len()));
-    let kept = outbox.kept();
+    let mut kept = outbox.kept();
+    kept.retain(|(name, _)| name != "MANIFEST");
     assert_eq!(kept.len(), 1, "{:?}", kept.iter().map(|(name, _)| name).collect::<Vec<_>>());
     let (name, copy) = &kept[0];
     assert!(name.starts_with(&format!("0000000000000001-{frame:08x}-")), "{name}");
@@ -223,7 +224,8 @@ fn a_directory_in_the_place_of_a_segment_is_refused_and_everything_stays() {
     let aside = outbox.dir.path().join("aside");
     fs::rename(&segment, &aside).expect("renamed");
     fs::create_dir(&segment).expect("created");
-    let refused = builder(outbox.dir.path(), &Broker::new()).open_blocking().err().expect("refused").to_string();
+    let Err(refused) = builder(outbox.dir.path(), &Broker::new()).open_blocking() else { panic!("it opens") };
+    let refused = refused.to_string();
     let name = Path::new(&segment).file_name().expect("a name").to_string_lossy().into_owned();
     assert!(refused.contains(&name), "{refused}");
     fs::remove_dir(&segment).expect("removed");

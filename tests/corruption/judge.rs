@@ -212,7 +212,11 @@ fn set_aside(seen: &Seen) -> Result<(), String> {
     let settled = &seen.recovered.state.settled;
     for (first, last) in ranges(&seen.recovered.damage) {
         if let Some(lsn) = (first..=last).find(|&lsn| !settled.contains(lsn) && !is_met(lsn)) {
-            return Err(format!("{lsn} is reported by the open, and the reader does not come across it{}", told(seen)));
+            return Err(format!(
+                "{lsn} is reported by the open, and the reader does not come across it, but {:?}{}",
+                seen.by_reader,
+                told(seen)
+            ));
         }
     }
     Ok(())
