@@ -42,7 +42,8 @@ fn fill(writer: &mut Writer, to: usize, most: usize) {
 /// One full segment with a seal at its end: an open reads all of it.
 pub fn sealed(seed: u64) -> Image {
     let mut writer = Writer::new("sealed", seed, sealing(MIB));
-    fill(&mut writer, MIB as usize - (110 << 10), 24_000);
+    // Few messages and large ones: each of the 8,388,608 bits is flipped, and each time all of them are read.
+    fill(&mut writer, MIB as usize - (200 << 10), 96_000);
     writer.seal();
     writer.image()
 }

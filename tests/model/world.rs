@@ -423,6 +423,10 @@ impl<'a> World<'a> {
         ensure!(left == 0, "all is delivered, and the log cannot write that down: {left} are left, {broken:?}");
         self.storage.set_capacity(None);
         self.restart(End::Close, &Begin::default())?;
+        if self.oracle.sync_failed {
+            // What a failed sync left unreadable could not be set aside while the disk was full: this life has done it.
+            self.restart(End::Close, &Begin::default())?;
+        }
         let outbox = Arc::clone(&self.life()?.outbox);
         let pending = outbox.found().pending.clone();
         ensure!(pending.is_empty(), "all is delivered, and the counts say {pending:?}");
