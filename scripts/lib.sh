@@ -67,6 +67,9 @@ need_build_tools() {
     fi
     if [[ ${1:-} == tests ]]; then
         command -v strace >/dev/null || missing+=(strace)
+        # Small disks of their own: mkfs.ext4 and e2fsck, and mount with loop devices.
+        command -v mkfs.ext4 >/dev/null || missing+=(e2fsprogs)
+        command -v losetup >/dev/null || missing+=(mount)
         # Root mounts the file system of tests/lost_writes by itself.
         ((EUID == 0)) || command -v fusermount3 >/dev/null || missing+=(fuse3)
     fi

@@ -81,20 +81,30 @@ fn frames_of_an_earlier_life_are_never_taken_for_live_ones() {
     rounds::tell("stale", rounds.count, u64::MAX, &sum);
 }
 
-/// Row 14: each segment of each small log cut at each length: 65,536 of the newest, or a sample of all.
+/// Row 14: each segment of each small log cut at each length, or a sample of all.
 #[test]
 fn a_log_cut_at_any_length_is_reported_and_the_rest_delivered() {
-    let images = images::small(SEED);
+    cut("a_log_cut_at_any_length_is_reported_and_the_rest_delivered", "cuts", &images::small(SEED), 1, 1_000);
+}
+
+/// The same with segments of 1 MiB, cut at each 16th length.
+#[test]
+fn a_large_log_cut_short_is_reported_and_the_rest_delivered() {
+    cut("a_large_log_cut_short_is_reported_and_the_rest_delivered", "cuts of 1 MiB", &[images::sealed(SEED)], 16, 500);
+}
+
+fn cut(test: &str, what: &str, images: &[image::Image], step: usize, default: u64) {
     let cuts: Vec<(usize, u64, usize)> = images
         .iter()
         .enumerate()
         .flat_map(|(at, image)| image.segments.keys().rev().map(move |&number| (at, number)))
         .flat_map(|(at, number)| {
-            (0..images[at].files[&disk::segment_path(number)].len()).map(move |to| (at, number, to))
+            let length = images[at].files[&disk::segment_path(number)].len();
+            (0..length).step_by(step).map(move |to| (at, number, to))
         })
         .collect();
-    let rounds = Rounds::new("a_log_cut_at_any_length_is_reported_and_the_rest_delivered", 1_000, cuts.len() as u64);
-    let sum = rounds.run("cuts", |round| {
+    let rounds = Rounds::new(test, default, cuts.len() as u64);
+    let sum = rounds.run(what, |round| {
         let pick = rounds::one("OUTLAST_TEST_BIT").unwrap_or_else(|| rounds.pick(round, cuts.len() as u64));
         let (at, number, length) = cuts[pick as usize];
         let mut files = images[at].files.clone();
@@ -107,7 +117,7 @@ fn a_log_cut_at_any_length_is_reported_and_the_rest_delivered() {
             (format!("OUTLAST_TEST_BIT={pick} OUTLAST_TEST_ROUNDS=1"), what)
         })
     });
-    rounds::tell("cuts", rounds.count, cuts.len() as u64, &sum);
+    rounds::tell(what, rounds.count, cuts.len() as u64, &sum);
 }
 
 /// Row 14: every kind of damage to every kind of log, each by its seed.

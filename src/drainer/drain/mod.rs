@@ -270,8 +270,9 @@ impl Drain {
         if outbox.would_scatter(again.lsn) {
             return Err(Halt::Scattered);
         }
-        // The oldest goes all the same: settling it makes the room that settlements of others may be waiting for.
-        if drained + outbox.unrecorded() >= self.options.redelivery_window && again.lsn != outbox.first_pending() {
+        // First attempts in flight count: they may be late, be stored, and be delivered all the same. The oldest goes in any
+        // case: settling it makes the room that settlements of others may be waiting for.
+        if owned + outbox.unrecorded() >= self.options.redelivery_window && again.lsn != outbox.first_pending() {
             self.dispatcher.outbox().flush_settlements();
             return Err(Halt::Until(now + RECORD_RETRY));
         }

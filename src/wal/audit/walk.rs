@@ -4,7 +4,6 @@ use super::super::frame::{FRAME_HEADER, FrameHeader, FrameKind, RecordView};
 use super::super::scan::{Frame, SegmentFile};
 use super::super::segment::{self, SegmentHeader};
 use super::super::state::{CheckpointReader, SegmentInfo};
-use super::super::stray::is_misplaced;
 use super::super::{BLOCK, Lsn};
 use super::survey::{BLANK, Head};
 use super::{Auditor, Flaw, FlawKind, Lsns};
@@ -62,14 +61,6 @@ impl Auditor<'_> {
 
     /// A segment file that the log does not count among those in use.
     fn unused(&mut self, number: u64, head: &Head, newest: Option<u64>) {
-        let needed = |number| self.segments.get(&number).is_some_and(|segment| self.state.needs(segment));
-        let known = |number| self.heads.contains_key(&number) || needed(number);
-        let renamed = |header: &SegmentHeader| header.number != number && !is_misplaced(header, number, known);
-        if head.header.as_ref().is_ok_and(renamed) {
-            // What a crash between its new name and its new header leaves.
-            let reason = "it was to be used again, and nothing was written into it".to_owned();
-            return self.tell(Flaw { kind: FlawKind::Leftover, length: head.length, reason, ..flaw(number) });
-        }
         if let Some((kind, reason)) = &head.told {
             let lsns = self.contents(number, head);
             // A crash between the new name and the new header leaves what was there before, all of it settled.
