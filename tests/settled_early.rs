@@ -5,104 +5,17 @@
 
 mod by_hand;
 mod shows;
+mod turnstile;
 
-use std::io;
 use std::path::Path;
-use std::sync::{Arc, Condvar, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use by_hand::Record;
-use outlast::internals::wal::{DiskStorage, File, Storage};
 use outlast::testing::Broker;
 use outlast::{Message, Mode, Producer, RouteConfig};
 use shows::{LONG, builder_from};
-
-/// Writes wait while it is shut.
-#[derive(Clone, Default)]
-struct Turnstile(Arc<(Mutex<Inside>, Condvar)>);
-
-#[derive(Default)]
-struct Inside {
-    shut: bool,
-    waiting: usize,
-}
-
-impl Turnstile {
-    fn shut(&self, shut: bool) {
-        self.0.0.lock().unwrap().shut = shut;
-        self.0.1.notify_all();
-    }
-
-    fn pass(&self) {
-        let (inside, changed) = &*self.0;
-        let mut inside = inside.lock().unwrap();
-        inside.waiting += 1;
-        changed.notify_all();
-        inside = changed.wait_while(inside, |inside| inside.shut).unwrap();
-        inside.waiting -= 1;
-    }
-
-    fn wait_until_held(&self) {
-        let (inside, changed) = &*self.0;
-        let (inside, timeout) =
-            changed.wait_timeout_while(inside.lock().unwrap(), LONG, |inside| inside.waiting == 0).unwrap();
-        assert!(!timeout.timed_out(), "the log never wrote: {}", inside.waiting);
-    }
-}
-
-/// The disk, behind the turnstile.
-struct Slow(Turnstile);
-
-struct SlowFile(Arc<dyn File>, Turnstile);
-
-impl Slow {
-    fn behind(&self, file: Arc<dyn File>) -> Arc<dyn File> {
-        Arc::new(SlowFile(file, self.0.clone()))
-    }
-}
-
-impl Storage for Slow {
-    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        Ok(self.behind(DiskStorage.create_new(path)?))
-    }
-    fn open(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        Ok(self.behind(DiskStorage.open(path)?))
-    }
-    fn open_read(&self, path: &Path) -> io::Result<Arc<dyn File>> {
-        DiskStorage.open_read(path)
-    }
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        DiskStorage.rename(from, to)
-    }
-    fn unlink(&self, path: &Path) -> io::Result<()> {
-        DiskStorage.unlink(path)
-    }
-    fn list(&self, directory: &Path) -> io::Result<Vec<String>> {
-        DiskStorage.list(directory)
-    }
-    fn sync_directory(&self, directory: &Path) -> io::Result<()> {
-        DiskStorage.sync_directory(directory)
-    }
-}
-
-impl File for SlowFile {
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buffer, offset)
-    }
-    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.1.pass();
-        self.0.write_at(bytes, offset)
-    }
-    fn allocate(&self, length: u64) -> io::Result<()> {
-        self.0.allocate(length)
-    }
-    fn sync_data(&self) -> io::Result<()> {
-        self.0.sync_data()
-    }
-    fn length(&self) -> io::Result<u64> {
-        self.0.length()
-    }
-}
+use turnstile::{Slow, Turnstile};
 
 #[track_caller]
 fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {

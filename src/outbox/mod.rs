@@ -28,7 +28,7 @@ mod status;
 mod totals;
 
 use std::cell::Cell;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -101,8 +101,6 @@ pub struct Outbox {
     settling: Mutex<Settling>,
     totals: Mutex<Totals>,
     set_aside: AtomicU64,
-    /// Settlements since it was last looked how many the log has not written, and those.
-    unrecorded_at_most: AtomicUsize,
     found: Found,
     changed: Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>,
     max_ranges: usize,
@@ -181,8 +179,6 @@ impl Outbox {
     /// A durable message is delivered or dead. Settling it again changes nothing.
     pub fn settle(&self, mark: Mark, lsn: Lsn, message: &Outgoing) {
         let bytes = message.message.size() as u64;
-        // Counted first: once the log has written it, it must not be counted any more.
-        self.unrecorded_at_most.fetch_add(1, Ordering::AcqRel);
         if self.lock_settling().settle(mark, lsn, &message.route, bytes) {
             self.lock_totals().settled(&message.route, lsn, bytes);
         }
@@ -198,22 +194,15 @@ impl Outbox {
         self.lock_settling().set().prefix() + 1
     }
 
-    /// Whether at least so many settlements are [unrecorded](Self::unrecorded). Asked at each `send`, so it looks closely
-    /// only if that many were made since it last did.
-    pub fn is_behind(&self, most: usize) -> bool {
-        let seen = self.unrecorded_at_most.load(Ordering::Acquire);
-        if seen < most {
-            return false;
-        }
-        let now = self.unrecorded();
-        // Whoever settles meanwhile counts on what was there before; then that stays, and it is looked at again.
-        let _ = self.unrecorded_at_most.compare_exchange(seen, now, Ordering::AcqRel, Ordering::Relaxed);
-        now >= most
-    }
-
     /// Settlements that the log has not written yet: a kill would undo them.
     pub fn unrecorded(&self) -> usize {
         self.lock_settling().untold() + self.wal.unlogged_settlements()
+    }
+
+    /// Whether some of those wait for nothing but the log's next write; the others wait for what lies between to be
+    /// settled.
+    pub fn is_recording(&self) -> bool {
+        self.lock_settling().untold() > 0 || self.wal.has_settlements_to_write()
     }
 
     /// Whether the log's memory of what is settled is about as scattered as it may get: what a window full of messages

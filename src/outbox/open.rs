@@ -1,7 +1,7 @@
 //! Opening an outbox: directory, logs, ledger.
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -159,7 +159,6 @@ impl Outbox {
             settling: Mutex::new(Settling::recovered(wal.recovered.state.settled)),
             space: Space::new(u64::from(wal.options.segment_bytes) / 2),
             numbers: AtomicU64::new(1),
-            unrecorded_at_most: AtomicUsize::new(0),
             set_aside: AtomicU64::new(damaged::count(&*storage, directory.paths())),
             incarnation: wal.options.incarnation,
             directory,

@@ -48,7 +48,6 @@ pub(super) fn make_line(
         slots: config.slots,
         window: WindowLimits { messages: config.window_messages, bytes: config.window_bytes },
         first_attempt: config.first_attempt,
-        redelivery_window: config.redelivery_window,
         // Nobody may be listening: then there is nothing to tell.
         events: Arc::new(move |event| drop(events.send(event))),
     };

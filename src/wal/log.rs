@@ -224,6 +224,12 @@ impl Wal {
         self.shared.queue().settlements()
     }
 
+    /// Whether some of them wait for nothing but the disk. Others would make more ranges than there may be, and wait until
+    /// what lies between is settled.
+    pub fn has_settlements_to_write(&self) -> bool {
+        self.shared.queue().writable_settlements() > 0
+    }
+
     /// Returns once all that was submitted before, settlements too, is durable and sealed.
     ///
     /// # Errors

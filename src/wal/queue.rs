@@ -174,7 +174,12 @@ impl Queue {
 
     /// LSNs whose settlements are not written.
     pub fn settlements(&self) -> usize {
-        self.in_hand + self.controls.iter().chain(&self.deferred).map(Settled::lsns).sum::<usize>()
+        self.writable_settlements() + self.deferred.iter().map(Settled::lsns).sum::<usize>()
+    }
+
+    /// Those of them that wait for nothing but the disk.
+    pub fn writable_settlements(&self) -> usize {
+        self.in_hand + self.controls.iter().map(Settled::lsns).sum::<usize>()
     }
 
     /// Encodes a record into the last group, or into a new one if that would grow beyond `frame_bytes`.

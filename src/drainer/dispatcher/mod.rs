@@ -47,8 +47,6 @@ pub struct DispatcherOptions {
     pub window: WindowLimits,
     /// How long a first attempt may take.
     pub first_attempt: Duration,
-    /// Messages that may be in flight or delivered without the log knowing it: more than may be in the window.
-    pub redelivery_window: usize,
     /// Who hears of what happens.
     pub events: Arc<dyn Fn(Event) + Send + Sync>,
 }
@@ -84,9 +82,6 @@ pub struct Dispatcher {
     gate: Gate,
     mailbox: Mailbox,
     first_attempt: Duration,
-    /// Settlements the log may not know of while first attempts go on: what is in flight may be late, be stored, and be
-    /// delivered all the same, and with these it must not be more than the redelivery window.
-    most_unrecorded: usize,
     events: Arc<dyn Fn(Event) + Send + Sync>,
     routes: Mutex<HashMap<Route, u64>>,
     view: Mutex<View>,
@@ -112,7 +107,6 @@ impl Dispatcher {
             gate: Gate::new(backlog),
             mailbox: Mailbox::default(),
             first_attempt: options.first_attempt,
-            most_unrecorded: options.redelivery_window.saturating_sub(options.window.messages).max(1),
             events: options.events,
             routes: Mutex::default(),
             view: Mutex::default(),

@@ -130,9 +130,7 @@ impl Dispatcher {
     }
 
     pub(super) fn must_store(&self, slot: &Slot, entry: &Entry, partition: Option<i32>) -> bool {
-        (entry.lane().is_some() && !slot.is_open())
-            || self.gate.is_shut(entry.route, partition, entry.lane())
-            || self.outbox.is_behind(self.most_unrecorded)
+        (entry.lane().is_some() && !slot.is_open()) || self.gate.is_shut(entry.route, partition, entry.lane())
     }
 
     pub(super) fn post_first_failure(&self, entry: &Entry, partition: Option<i32>, failure: &Arc<Failure>) {

@@ -270,10 +270,9 @@ impl Drain {
         if outbox.would_scatter(again.lsn) {
             return Err(Halt::Scattered);
         }
-        // First attempts in flight count: they may be late, be stored, and be delivered all the same. The oldest goes in any
-        // case: settling it makes the room that settlements of others may be waiting for.
-        if owned + outbox.unrecorded() >= self.options.redelivery_window && again.lsn != outbox.first_pending() {
-            self.dispatcher.outbox().flush_settlements();
+        // First attempts in flight count: they may be late, be stored, and be delivered all the same.
+        if owned + outbox.unrecorded() >= self.options.redelivery_window && !self.makes_room(again.lsn) {
+            outbox.flush_settlements();
             return Err(Halt::Until(now + RECORD_RETRY));
         }
         if let Some(rate) = &mut self.rate
@@ -298,6 +297,14 @@ impl Drain {
                 Err(Halt::Until(now + PROBE_RETRY))
             }
         }
+    }
+
+    /// Whether a message goes even though the redelivery window is full: settling the oldest makes the room that
+    /// settlements of others may be waiting for. One at a time: each that is delivered makes the next one the oldest, and
+    /// while the log writes nothing, all of them would go.
+    fn makes_room(&self, lsn: Lsn) -> bool {
+        let outbox = self.dispatcher.outbox();
+        lsn == outbox.first_pending() && !outbox.is_recording()
     }
 
     fn idle_until(&self, at: Instant) -> Progress {
