@@ -134,7 +134,8 @@ pub fn examine(storage: &ModelStorage, crash: Option<u64>, mut contradicts: bool
     };
     storage.kill();
     let second = Life::begin(&storage).unwrap_or_else(|error| panic!("it opened once and not again: {error}"));
-    assert!(second.wal.state().next_lsn >= next_lsn, "LSNs would be given out again");
+    let next_again = second.wal.state().next_lsn;
+    assert!(next_again >= next_lsn, "LSNs would be given out again: {next_lsn} came next, now {next_again} does");
     let (found, more_damage) = second.read();
     let reports: Vec<Damage> = [damage, first_damage, second.damage, more_damage].concat();
     for (place, outgoing) in expected {

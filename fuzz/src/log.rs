@@ -19,6 +19,8 @@ pub fn run(data: &[u8]) {
         let (kind, name) = (input.below(8), input.u8());
         let number = match name {
             0..200 => u64::from(name),
+            // The last that is a segment's.
+            255 => 1 << 62,
             _ => EDGES[usize::from(name) % EDGES.len()],
         };
         let bytes = examine::file(&mut input, number);

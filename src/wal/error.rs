@@ -137,6 +137,19 @@ pub enum WalError {
         /// The one it names.
         found: u128,
     },
+    /// Something in the log has a number no log gets to: somebody wrote it there. Nothing was written; what came next
+    /// could not be read again.
+    #[error("{path} has {what} {found}; no log gets beyond {most}", path = path.display())]
+    Exhausted {
+        /// The log's directory.
+        path: PathBuf,
+        /// What the number counts.
+        what: &'static str,
+        /// The number that would come next.
+        found: u64,
+        /// The greatest there may be at a start.
+        most: u64,
+    },
     /// A limit of the options is out of its bounds.
     #[error("option {option}: {reason}")]
     Option {
@@ -166,6 +179,7 @@ impl WalError {
             | Self::Scattered { .. }
             | Self::NewerFormat { .. }
             | Self::Foreign { .. }
+            | Self::Exhausted { .. }
             | Self::Option { .. } => false,
         }
     }
@@ -180,6 +194,7 @@ impl WalError {
             | Self::Scattered { .. }
             | Self::NewerFormat { .. }
             | Self::Foreign { .. }
+            | Self::Exhausted { .. }
             | Self::Option { .. } => false,
         }
     }

@@ -118,6 +118,39 @@ fn a_segment_of_an_impossible_number_is_no_segment() {
     assert_eq!(used(&storage), used(&written()));
 }
 
+/// An LSN could be just below the greatest that is read, and so could the number in a file's name. The log opened and
+/// went on from there, beyond it: segments were written, and messages acknowledged, that the next start did not know.
+#[test]
+fn a_log_whose_numbers_are_nearly_used_up_is_not_opened() {
+    let refused = |storage: &ModelStorage, expected: &str| {
+        let before = (storage.paths(), storage.bytes(&path(2)));
+        match open(storage) {
+            Err(WalError::Exhausted { what, found, .. }) => {
+                assert!(what.contains(expected) && found > LAST_START, "{what} {found}");
+            }
+            other => panic!("{expected}: {:?}", other.map(|(_, found, _)| found)),
+        }
+        assert_eq!((storage.paths(), storage.bytes(&path(2))), before);
+    };
+    let storage = written();
+    storage.edit(&path(2), |bytes| {
+        let last =
+            (4096..bytes.len()).step_by(4096).rfind(|&at| bytes[at..].starts_with(b"OLFR\x01")).expect("a frame");
+        bytes[last + 24..last + 32].copy_from_slice(&(MAX_NUMBER - 1).to_le_bytes());
+        probe::mend(bytes);
+    });
+    refused(&storage, "LSN");
+    for number in [MAX_NUMBER, LAST_START] {
+        let storage = written();
+        storage.set_bytes(&path(number), vec![0; 64 << 10]);
+        refused(&storage, "segment");
+    }
+    // A free file has nothing in it, so one of such a name stops nobody.
+    let storage = written();
+    storage.set_bytes(&super::segment::free_path(&directory(), MAX_NUMBER), vec![0; 64 << 10]);
+    assert_eq!(used(&storage), used(&written()));
+}
+
 /// A checkpoint could name segments with the number of its own or a later one. A new segment then got such a number, was
 /// taken for an old one with nothing pending in it, and was recycled while it was being written: what was
 /// acknowledged in it was gone.

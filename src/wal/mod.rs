@@ -78,6 +78,8 @@ pub type Lsn = u64;
 /// No LSN, number of a segment or count gets here: at a million a second it takes 146,000 years. Decoders refuse what is
 /// beyond, so that whoever adds to one need not think of its end.
 pub(super) const MAX_NUMBER: u64 = 1 << 62;
+/// A log that got here is not opened: what it went on to write would some day be refused by the decoders.
+pub(super) const LAST_START: u64 = MAX_NUMBER / 2;
 
 /// The longest segment there may be.
 pub(super) const MAX_SEGMENT: u32 = 1 << 30;

@@ -18,7 +18,7 @@ use super::segment::{self, Name};
 use super::state::{SegmentInfo, State};
 use super::storage::Storage;
 use super::stray;
-use super::{BLOCK, Damage, Lsn, Options};
+use super::{BLOCK, Damage, LAST_START, Lsn, Options};
 use crate::planted::{self, Planted};
 
 /// What an open found.
@@ -60,7 +60,9 @@ pub(super) fn recover(
     for name in names.iter().filter_map(|name| Name::parse(name)) {
         match name {
             Name::Segment(number) => numbers.push(number),
-            Name::Free(number) => free.push(number),
+            Name::Free(number) if number <= LAST_START => free.push(number),
+            // The names after it would not be known again.
+            Name::Free(_) => {}
         }
     }
     numbers.sort_unstable();
@@ -108,6 +110,8 @@ pub(super) fn recover(
     let discard = stray::removable(storage, directory, strays, known);
     walk.forget_settled();
     let next_number = stray::next_number(storage, directory, &numbers, &free);
+    not_beyond(directory, "the LSN", walk.state.next_lsn)?;
+    not_beyond(directory, "a segment of number", next_number)?;
     Ok(Found {
         recovered: Recovered {
             next_lsn: walk.state.next_lsn,
@@ -123,6 +127,14 @@ pub(super) fn recover(
         free,
         discard,
     })
+}
+
+/// Refuses a number that may not be reached. No damage makes one: checksums hold, or it is a file's name.
+fn not_beyond(directory: &std::path::Path, what: &'static str, found: u64) -> Result<(), WalError> {
+    if found <= LAST_START {
+        return Ok(());
+    }
+    Err(WalError::Exhausted { path: directory.to_path_buf(), what, found, most: LAST_START })
 }
 
 struct Walk<'a> {
