@@ -164,7 +164,7 @@ pub struct Life {
 
 impl Life {
     pub fn begin(storage: &ModelStorage) -> Result<Self, WalError> {
-        Self::begin_with(storage, options())
+        Self::begin_with(storage, options_salted(0x5851_f42d_4c95_7f2d))
     }
 
     pub fn begin_with(storage: &ModelStorage, options: Options) -> Result<Self, WalError> {
@@ -208,7 +208,14 @@ impl Life {
 
 /// Options of a log that is as small as it may be.
 pub fn options() -> Options {
-    let salts = AtomicU64::new(1);
+    options_salted(1)
+}
+
+/// Likewise. Salts are drawn at random, so that nobody can write frames for a segment that is yet to come: what is made
+/// into a segment of [`examine`] must have other salts than the corpus, which is written with [`options`]. Otherwise
+/// what lies in a free file, of a later release say, would be taken for its frames.
+fn options_salted(first: u64) -> Options {
+    let salts = AtomicU64::new(first);
     let salt = Arc::new(move || salts.fetch_add(0x9e37_79b9_7f4a_7c15, Ordering::Relaxed));
     Options { salt, max_segments: 12, tail_bytes: 0, ..Options::new(OUTBOX, 1) }.with_segment_bytes(SEGMENT)
 }
