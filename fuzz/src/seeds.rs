@@ -66,7 +66,7 @@ fn number(path: &std::path::Path) -> u64 {
 /// Small messages in frames of their own, settled in part, over several segments.
 fn log() -> BTreeMap<PathBuf, Vec<u8>> {
     let storage = ModelStorage::new(1);
-    let mut life = Life::begin(&storage).expect("an empty log opens");
+    let mut life = Life::begin_with(&storage, examine::options()).expect("an empty log opens");
     let told = Arc::default();
     for number in 1..=16 {
         let outgoing = examine::message(number, &[number as u8; 9]);
@@ -82,7 +82,7 @@ fn log() -> BTreeMap<PathBuf, Vec<u8>> {
 
 fn dead_letters() -> BTreeMap<PathBuf, Vec<u8>> {
     let storage = ModelStorage::new(2);
-    let mut life = Life::begin(&storage).expect("an empty log opens");
+    let mut life = Life::begin_with(&storage, examine::options()).expect("an empty log opens");
     for number in 1..=3 {
         let (outgoing, reason) = (examine::message(number, b"x"), "too large".to_owned());
         let letter = DeadLetter { lsn: number, outgoing, reason, attempts: 2, first_failure: 5, last_failure: 6 };

@@ -149,6 +149,13 @@ fn a_log_whose_numbers_are_nearly_used_up_is_not_opened() {
     let storage = written();
     storage.set_bytes(&super::segment::free_path(&directory(), MAX_NUMBER), vec![0; 64 << 10]);
     assert_eq!(used(&storage), used(&written()));
+    // Nor does what its header says: it was a segment with such a header when the log opened, and was recycled then.
+    let storage = written();
+    let mut bytes = storage.bytes(&path(2)).expect("it is there");
+    bytes[40..48].copy_from_slice(&(LAST_START + 1).to_le_bytes());
+    probe::mend(&mut bytes);
+    storage.set_bytes(&super::segment::free_path(&directory(), 77), bytes);
+    assert_eq!(used(&storage), used(&written()));
 }
 
 /// A checkpoint could name segments with the number of its own or a later one. A new segment then got such a number, was

@@ -6,15 +6,17 @@
 
 use std::path::{Path, PathBuf};
 
+use super::LAST_START;
 use super::scan::SegmentFile;
 use super::segment::{self, SegmentHeader};
 use super::storage::Storage;
 
 /// Past every number there is: also past those in the headers of free files, which may hold a segment whose rename
-/// was lost in a power cut. So the number, not only the salt, tells its frames from live ones.
+/// was lost in a power cut. So the number, not only the salt, tells its frames from live ones. A number there that no log
+/// gets to is no segment's.
 pub(super) fn next_number(storage: &dyn Storage, directory: &Path, numbers: &[u64], free: &[u64]) -> u64 {
-    let inside =
-        free.iter().filter_map(|&number| Some(header(storage, &segment::free_path(directory, number), number)?.number));
+    let inside = |&number: &u64| Some(header(storage, &segment::free_path(directory, number), number)?.number);
+    let inside = free.iter().filter_map(inside).filter(|&number| number < LAST_START);
     inside.chain(numbers.iter().copied()).max().map_or(1, |last| last.saturating_add(1))
 }
 
