@@ -51,6 +51,6 @@ impl Operation {
 pub enum Fault {
     /// The call fails with this `errno`. A write may have been done in part; a sync loses what was dirty.
     Error(i32),
-    /// The process dies: this call and all after it fail, until [`ModelStorage::kill`] or [`ModelStorage::crash`].
+    /// The process dies: this call and all after it fail, until `ModelStorage::kill` or `ModelStorage::crash`.
     Stop,
 }
