@@ -6,9 +6,9 @@ use super::OutboxOptions;
 use super::directory::Paths;
 use crate::config::MAX_BYTES;
 
-/// Segments an outbox on a small disk is divided into: one is kept for first attempts and one for control records, so
-/// few large ones would leave nothing.
-const SEGMENTS: u64 = 8;
+/// Segments an outbox on a small disk is divided into: one is kept for first attempts, and three come on top for
+/// settlements, so few large ones would leave nothing.
+const SEGMENTS: u64 = 16;
 /// Fewer than this many segments cannot move on.
 const LEAST_SEGMENTS: u32 = 4;
 /// Dead letters are few: their segments are as small as the largest message allows, but not smaller than this.

@@ -304,6 +304,8 @@ impl Committer {
                     self.active = Some(active);
                     self.last_write = Some(now);
                     self.sealed = false;
+                    // What was one of the two newest is so no more.
+                    self.recycle();
                     return self.acknowledge(written, now);
                 }
                 Err(failed) => {
@@ -337,10 +339,8 @@ impl Committer {
         self.publish_room();
         self.shared.changed();
         group.finish(Err(&error));
-        for barrier in self.barriers.drain(..) {
-            // Whoever waited may have gone.
-            let _ = barrier.told.send(Err(Arc::clone(&error)));
-        }
+        // Told once all that they wait for is dealt with: what comes behind this group may yet go well.
+        self.barriers.iter_mut().for_each(|barrier| barrier.failed = Some(Arc::clone(&error)));
     }
 
     /// What was written is durable: takes it into the state, shows it to readers, tells the callers.
@@ -422,12 +422,13 @@ impl Committer {
 
     fn publish_room(&self) {
         let options = &self.shared.options;
-        let overhead = {
+        let (overhead, coming_free) = {
             let view = self.shared.view();
-            view.state.overhead(view.segments.len() + 1, options.frame_bytes)
+            let active = self.active.as_ref().map(|active| active.number);
+            (view.state.overhead(view.segments.len() + 1, options.frame_bytes), view.coming_free(active))
         };
         let room = self.active.as_ref().map_or(0, Active::room);
-        self.shared.space().set_room(room, overhead);
+        self.shared.space().set_room(room, overhead, coming_free);
         self.shared.prepare.notify_one();
     }
 

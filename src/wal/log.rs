@@ -128,7 +128,6 @@ impl Wal {
         let found = recovery::recover(&*storage, directory, &options)?;
         let recovered = found.recovered;
         let overhead = recovered.state.overhead(found.segments.len() + 1, options.frame_bytes);
-        let space = Space::new(found.segments.len(), &found.free, found.discard, overhead);
         let view = View {
             segments: found.segments,
             state: recovered.state.clone(),
@@ -136,6 +135,7 @@ impl Wal {
             tail_bytes: 0,
             broken: None,
         };
+        let space = Space::new(&view, &found.free, found.discard, overhead);
         let shared = Arc::new(Shared {
             storage,
             directory: directory.to_path_buf(),
@@ -230,7 +230,8 @@ impl Wal {
         self.shared.queue().writable_settlements() > 0
     }
 
-    /// Returns once all that was submitted before, settlements too, is durable and sealed.
+    /// Returns once all that was submitted before, settlements too, is durable and sealed; or, with an error, once every
+    /// record submitted before was answered.
     ///
     /// # Errors
     /// Something could not be written, or, of settlements, has to wait; it may have been submitted by somebody else.
@@ -242,7 +243,7 @@ impl Wal {
                 return Err(Arc::new(WalError::Closed));
             }
             let (lsn, settlements) = (queue.next_lsn, queue.submitted);
-            queue.barriers.push(Barrier { lsn, settlements, told });
+            queue.barriers.push(Barrier { lsn, settlements, failed: None, told });
             self.wake(queue);
         }
         self.answer(&answer).unwrap_or_else(|| Err(Arc::new(WalError::Closed)))
@@ -317,7 +318,7 @@ impl Wal {
                 return Ok(());
             }
             queue.closing = true;
-            queue.barriers.push(Barrier { lsn: 0, settlements: 0, told });
+            queue.barriers.push(Barrier { lsn: 0, settlements: 0, failed: None, told });
             self.wake(queue);
         }
         let answer = self.answer(&answer).unwrap_or_else(|| Err(Arc::new(WalError::Closed)));

@@ -11,7 +11,7 @@ use super::{BLOCK, MAX_SEGMENT, MIN_SEGMENT};
 pub struct Options {
     /// Bytes of a segment: a multiple of 4,096, from 32 KiB to 1 GiB. Default 64 MiB.
     pub segment_bytes: u32,
-    /// Segments there may be, beside one more kept free for control records. At least 3; default 256.
+    /// Segments there may be, beside three more for settlements alone. At least 3; default 256.
     pub max_segments: u32,
     /// Bytes of a frame that holds several messages, at most. Default 4 MiB, and no more than a quarter of a segment.
     pub frame_bytes: u32,

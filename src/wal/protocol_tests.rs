@@ -106,6 +106,7 @@ fn what_gathers_during_a_commit_is_written_as_one_frame() {
     let mut rig = Rig::new(&storage, options());
     rig.append(10);
     rig.run();
+    rig.run();
     storage.clear_trace();
     for _ in 0..20 {
         rig.append(100);
@@ -152,6 +153,7 @@ fn a_group_whose_sync_fails_is_written_whole_into_a_new_segment_with_its_lsns() 
     let storage = ModelStorage::new(1);
     let mut rig = Rig::new(&storage, options());
     rig.append(10);
+    rig.run();
     rig.run();
     let mut failures = 1;
     rig.fail(move |call| {
@@ -301,7 +303,11 @@ fn an_open_reads_the_last_segment_only() {
     storage.clear_trace();
     let rig = Rig::new(&storage, options());
     let last = super::segment::path(&directory(), segments as u64);
+    // Besides, the first block of the few files that are ready to be used: the numbers in them are not used again.
+    let free = |path: &PathBuf| path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("free-"));
     let other = |call: &Operation| match call {
+        Operation::Read { path, offset: 0, length } if free(path) => *length > BLOCK as usize,
+        Operation::Open(path) if free(path) => false,
         Operation::Read { path, .. } | Operation::Open(path) | Operation::Sync(path) => *path != last,
         Operation::SyncDirectory(_) => false,
         _ => true,

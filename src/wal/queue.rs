@@ -121,7 +121,16 @@ pub(super) struct Barrier {
     pub lsn: Lsn,
     /// … every settlement up to this one.
     pub settlements: u64,
+    /// Something could not be written meanwhile: then settlements are not waited for.
+    pub failed: Option<Arc<WalError>>,
     pub told: Sender<Result<(), Arc<WalError>>>,
+}
+
+impl Barrier {
+    /// Whether all of it has been dealt with, if that is so of everything below `next_lsn` and of so many settlements.
+    pub fn is_reached(&self, next_lsn: Lsn, settlements: u64) -> bool {
+        self.lsn <= next_lsn && (self.failed.is_some() || self.settlements <= settlements)
+    }
 }
 
 /// See the module.

@@ -72,20 +72,24 @@ impl Committer {
         let deferred = !self.shared.queue().deferred.is_empty();
         let barriers = std::mem::take(&mut self.barriers);
         for barrier in barriers {
-            if barrier.lsn <= next_lsn && barrier.settlements <= settlements {
-                let most = self.shared.options.max_ranges;
-                let outcome = if deferred { Err(Arc::new(WalError::Scattered { most })) } else { Ok(()) };
-                // Whoever waited may have gone.
-                let _ = barrier.told.send(outcome);
-            } else {
+            if !barrier.is_reached(next_lsn, settlements) {
                 self.barriers.push(barrier);
+                continue;
             }
+            let most = self.shared.options.max_ranges;
+            let outcome = match barrier.failed {
+                Some(error) => Err(error),
+                None if deferred => Err(Arc::new(WalError::Scattered { most })),
+                None => Ok(()),
+            };
+            // Whoever waited may have gone.
+            let _ = barrier.told.send(outcome);
         }
     }
 
     pub(super) fn is_ready(&self) -> bool {
         let next_lsn = self.next_lsn();
-        self.barriers.iter().any(|barrier| barrier.lsn <= next_lsn && barrier.settlements <= self.settlements)
+        self.barriers.iter().any(|barrier| barrier.is_reached(next_lsn, self.settlements))
     }
 
     pub(super) fn is_drained(&self) -> bool {
@@ -105,7 +109,11 @@ impl Committer {
         };
         let broken = self.shared.view().broken.is_some() || unwritten;
         for barrier in self.barriers.drain(..) {
-            let outcome = if broken { Err(Arc::new(WalError::Closed)) } else { Ok(()) };
+            let outcome = match barrier.failed {
+                Some(error) => Err(error),
+                None if broken => Err(Arc::new(WalError::Closed)),
+                None => Ok(()),
+            };
             // Whoever waited may have gone.
             let _ = barrier.told.send(outcome);
         }

@@ -272,10 +272,13 @@ impl Reader {
         if first_lsn <= last_lsn { self.unsettled(damage) } else { None }
     }
 
-    /// Damage in which a message is lost that nobody has settled yet.
+    /// Damage in which a message is lost that nobody has settled yet, from the first to the last of those.
     fn unsettled(&self, damage: Damage) -> Option<Damage> {
-        let settled = self.shared.view().state.settled.contains_range(damage.first_lsn, damage.last_lsn);
-        (!settled).then_some(damage)
+        let view = self.shared.view();
+        let mut open = view.state.settled.gaps_within(damage.first_lsn, damage.last_lsn);
+        let (first_lsn, end) = open.next()?;
+        let last_lsn = open.last().map_or(end, |(_, last)| last);
+        Some(Damage { first_lsn, last_lsn, ..damage })
     }
 
     /// The open file of a segment; the inner error says what is wrong with it.

@@ -104,6 +104,11 @@ pub(super) fn recover(
     }
     let intact = walk.damage.is_empty();
     walk.missing(&segments, &numbers);
+    // Those that were used again since the checkpoint hold nothing; of others there is no file to be used again.
+    segments.retain(|number, segment| numbers.binary_search(number).is_ok() || walk.state.needs(segment));
+    for (number, segment) in &mut segments {
+        segment.failed |= numbers.binary_search(number).is_err();
+    }
     let strays = numbers.iter().copied().filter(|number| intact && !segments.contains_key(number));
     let known =
         |number| numbers.binary_search(&number).is_ok() || segments.get(&number).is_some_and(|s| walk.state.needs(s));

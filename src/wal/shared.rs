@@ -50,6 +50,13 @@ pub(super) struct View {
 }
 
 impl View {
+    /// How many of the two newest segments will come free by moving on to later ones, whatever these hold. The one that is
+    /// being written (`active`) may yet take messages; a failed one is removed, not used again.
+    pub fn coming_free(&self, active: Option<u64>) -> usize {
+        let newest = self.segments.values().rev().take(2).filter(|segment| Some(segment.number) != active);
+        newest.take_while(|segment| !segment.failed && !self.state.needs(segment)).count()
+    }
+
     pub fn push_tail(&mut self, frame: TailFrame, most: usize) {
         self.tail_bytes += frame.bytes.len();
         self.tail.push_back(frame);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::error::WalError;
 use super::log::Turn;
 use super::segment;
-use super::shared::{Shared, Trouble};
+use super::shared::{Shared, Trouble, View};
 use super::storage::File;
 use super::{BLOCK, Options};
 
@@ -22,9 +22,13 @@ const RETRY: Duration = Duration::from_secs(1);
 /// Used segments kept beyond what was asked for: rotation takes them while the next are still pending. Without them the
 /// place of each would be taken by a new one before it comes free, and its written blocks be thrown away.
 const KEEP: usize = 2;
-/// Segments that control records may take beyond the limit. A settlement that cannot be written keeps every segment
-/// from being recycled, so it must get through; a segment of control records alone is free again two segments later.
-const CONTROL_EXTRA: usize = 4;
+/// Segments for settlements alone, beyond the limit. A settlement that cannot be written keeps every segment from being
+/// recycled, so it must get through, and each start needs a new segment for it. The two newest are never recycled; when
+/// they hold nothing that is pending, moving on to a third frees one of them. So three go round for ever, however full
+/// the log and the disk are, and however often the process is started.
+const FOR_CONTROLS: usize = 3;
+/// Files that wait to be removed, at most: while the disk does not let them go, no new ones are made.
+const MOST_LEFTOVERS: usize = 4;
 
 /// A segment that is ready to be used.
 pub(super) struct Prepared {
@@ -39,6 +43,13 @@ enum Job {
     Discard(PathBuf),
     /// A `free-` file found when the log was opened.
     Adopt(u64),
+}
+
+impl Job {
+    /// Whether it ends with a segment that is ready to be used.
+    fn makes_ready(&self) -> bool {
+        matches!(self, Self::Recycle { failed: false, .. } | Self::Adopt(_))
+    }
 }
 
 /// What there is, and what is wanted.
@@ -58,16 +69,18 @@ pub(super) struct Space {
     overhead: u64,
     /// What the current segment still has.
     room: u64,
+    /// Of the two newest segments those that moving on will free: see [`FOR_CONTROLS`].
+    coming_free: usize,
     pub closing: bool,
 }
 
 impl Space {
-    pub fn new(in_use: usize, free: &[u64], discard: Vec<PathBuf>, overhead: u64) -> Self {
+    pub fn new(view: &View, free: &[u64], discard: Vec<PathBuf>, overhead: u64) -> Self {
         let mut jobs: VecDeque<Job> = free.iter().map(|&number| Job::Adopt(number)).collect();
-        let in_use = in_use + discard.len();
+        let in_use = view.segments.len() + discard.len();
         jobs.extend(discard.into_iter().map(Job::Discard));
         let next_free = free.iter().max().map_or(1, |last| last.saturating_add(1));
-        Self { in_use, jobs, next_free, overhead, ..Self::default() }
+        Self { in_use, jobs, next_free, overhead, coming_free: view.coming_free(None), ..Self::default() }
     }
 
     pub fn segments(&self) -> usize {
@@ -83,9 +96,10 @@ impl Space {
         self.target = usable;
     }
 
-    pub fn set_room(&mut self, room: u64, overhead: u64) {
+    pub fn set_room(&mut self, room: u64, overhead: u64, coming_free: usize) {
         self.room = room;
         self.overhead = overhead;
+        self.coming_free = coming_free;
     }
 
     pub fn recycle(&mut self, number: u64, failed: bool) {
@@ -102,20 +116,35 @@ impl Space {
         u64::from(options.segment_bytes).saturating_sub(self.overhead + waste)
     }
 
-    /// What can be promised: one prepared segment is kept back for control records.
+    /// Prepared segments that messages leave to settlements.
+    fn kept_back(&self) -> usize {
+        FOR_CONTROLS - self.coming_free
+    }
+
+    /// Segments that have their blocks and are not needed any more, but not yet their free name.
+    fn coming(&self) -> usize {
+        self.jobs.iter().filter(|job| matches!(job, Job::Recycle { failed: false, .. })).count()
+    }
+
+    /// What can be promised to messages.
     pub fn usable(&self, options: &Options) -> u64 {
-        let Some(promised) = self.prepared.len().checked_sub(1) else { return 0 };
+        let Some(promised) = (self.prepared.len() + self.coming()).checked_sub(self.kept_back()) else { return 0 };
         let current = self.room.saturating_sub(u64::from(options.record_bytes - BLOCK));
         promised as u64 * self.each(options) + current
     }
 
-    fn total(&self) -> usize {
-        self.in_use + self.prepared.len() + self.making
+    /// Whether the limit leaves a segment to messages; those for settlements do not count.
+    fn has_place_for_messages(&self, options: &Options) -> bool {
+        let in_use = (self.in_use + self.making).saturating_sub(self.coming() + self.coming_free);
+        in_use + self.prepared.len().saturating_sub(self.kept_back()) < options.max_segments as usize
     }
 
     fn wants_more(&self, options: &Options) -> bool {
-        let wanted = self.target > 0 && (self.prepared.is_empty() || self.usable(options) < self.target);
-        wanted && self.making == 0 && self.total() <= options.max_segments as usize
+        let begun = self.in_use > 0 || self.target > 0;
+        let ready = self.prepared.len() + self.coming();
+        let for_controls = begun && ready < self.kept_back();
+        let for_messages = self.usable(options) < self.target && self.has_place_for_messages(options);
+        self.making == 0 && (for_controls || for_messages)
     }
 
     /// Whether there is nothing to do now: looked at under the lock before the preparer sleeps.
@@ -126,23 +155,41 @@ impl Space {
 
     fn keeps(&self, options: &Options) -> bool {
         let spare = KEEP as u64 * self.each(options);
-        self.prepared.len() < KEEP || self.usable(options) < self.target + spare
+        self.prepared.len() < KEEP.max(self.kept_back()) || self.usable(options) < self.target + spare
     }
 }
 
 /// Takes a prepared segment for the committer, or makes one.
 pub(super) fn take(shared: &Shared, has_messages: bool) -> Result<Prepared, WalError> {
-    let extra = if has_messages { 1 } else { 1 + CONTROL_EXTRA };
-    let max = shared.options.max_segments;
     let mut space = shared.space();
-    if let Some(prepared) = space.prepared.pop() {
+    let kept_back = if has_messages { space.kept_back() } else { 0 };
+    while space.prepared.len() <= kept_back
+        && let Some(at) = space.jobs.iter().position(Job::makes_ready)
+        && let Some(job) = space.jobs.remove(at)
+    {
+        // The preparer has not come to it yet.
+        drop(space);
+        let ran = run(shared, job, true);
+        space = shared.space();
+        if ran.is_err() {
+            break;
+        }
+    }
+    if space.prepared.len() > kept_back
+        && let Some(prepared) = space.prepared.pop()
+    {
         space.in_use += 1;
         drop(space);
         shared.prepare.notify_one();
         return Ok(prepared);
     }
-    if space.in_use + space.making >= max as usize + extra {
-        return Err(WalError::Full { max, path: shared.directory.clone() });
+    let full = if has_messages {
+        !space.has_place_for_messages(&shared.options)
+    } else {
+        space.jobs.iter().filter(|job| !job.makes_ready()).count() >= MOST_LEFTOVERS
+    };
+    if full {
+        return Err(WalError::Full { max: shared.options.max_segments, path: shared.directory.clone() });
     }
     space.making += 1;
     let number = space.next_free;

@@ -90,7 +90,7 @@ fn segments_are_recycled_and_the_log_stays_short() {
         wal.settle(delivered(number, number, size));
     }
     wal.close().expect("closes");
-    assert!(std::fs::read_dir(dir.path()).expect("lists").count() <= 8);
+    assert!(std::fs::read_dir(dir.path()).expect("lists").count() <= 8, "five, and three for settlements");
 }
 
 /// Segments were never used again in a steady flow: what rotation took was made anew at once, because so much was asked
@@ -113,7 +113,7 @@ fn a_steady_flow_makes_no_new_segments() {
     wal.close().expect("closes");
     assert_eq!(last, 1_000);
     // Sixteen fit into each: some sixty rotations.
-    assert!(made <= 10, "{made} segments were made");
+    assert!(made <= 12, "{made} segments were made");
 }
 
 /// A disk that counts the files made.

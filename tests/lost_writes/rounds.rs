@@ -170,6 +170,20 @@ impl Tally {
     }
 }
 
+/// A test that has failed need not go through the logs that are left.
+struct OverIfItPanics<'a> {
+    next: &'a AtomicU64,
+    logs: u64,
+}
+
+impl Drop for OverIfItPanics<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.next.store(self.logs, Ordering::Release);
+        }
+    }
+}
+
 /// As many logs as it takes to end `ends` lives, side by side, with seeds that count from `seed`. `look` sees each
 /// outcome first, and may fail the test.
 pub fn many(log: Log, end: End, ends: u64, seed: u64, look: impl Fn(u64, &Outcome) + Sync) -> Tally {
@@ -185,6 +199,7 @@ pub fn many(log: Log, end: End, ends: u64, seed: u64, look: impl Fn(u64, &Outcom
                     }
                     let seed = seed.wrapping_add(number);
                     let outcome = torment(log, end, seed);
+                    let _over = OverIfItPanics { next: &next, logs };
                     look(seed, &outcome);
                     tally.lock().unwrap_or_else(PoisonError::into_inner).add(outcome);
                 }

@@ -403,15 +403,7 @@ impl<'a> World<'a> {
         self.storage.on_read(move |_, _| locked(&reads, &mut Faults::read));
     }
 
-    /// Everything pending is delivered: a full disk does not keep the log from writing that down, as long as space was
-    /// reserved before it was used, nothing else failed, and the process was not begun on a full disk. Then the outbox is
-    /// empty, and, with room on the disk, takes messages again.
-    fn settle_all(&mut self) -> Verdict {
-        let fired = self.faults().fired;
-        self.arm(Faults { fired, ..Faults::default() });
-        if !self.limits.reserved || self.unreserved {
-            self.storage.set_capacity(None);
-        }
+    fn settle_pending(&mut self) -> Verdict {
         self.quiet()?;
         let pending: Vec<_> = self.oracle.pending().collect();
         for (lsn, message) in pending {
@@ -421,10 +413,25 @@ impl<'a> World<'a> {
         let outbox = &self.life()?.outbox;
         let (left, broken) = (outbox.unrecorded(), outbox.broken());
         ensure!(left == 0, "all is delivered, and the log cannot write that down: {left} are left, {broken:?}");
+        Ok(())
+    }
+
+    /// Everything pending is delivered: a full disk does not keep the log from writing that down, as long as space was
+    /// reserved before it was used, nothing else failed, and the process was not begun on a full disk. Then the outbox is
+    /// empty, and, with room on the disk, takes messages again.
+    fn settle_all(&mut self) -> Verdict {
+        let fired = self.faults().fired;
+        self.arm(Faults { fired, ..Faults::default() });
+        if !self.limits.reserved || self.unreserved {
+            self.storage.set_capacity(None);
+        }
+        self.settle_pending()?;
         self.storage.set_capacity(None);
         self.restart(End::Close, &Begin::default())?;
         if self.oracle.sync_failed {
-            // What a failed sync left unreadable could not be set aside while the disk was full: this life has done it.
+            // What a failed sync left unreadable could not be set aside while the disk was full, and what was refused
+            // because of it may turn up, if nothing was written since: this life has to do with both.
+            self.settle_pending()?;
             self.restart(End::Close, &Begin::default())?;
         }
         let outbox = Arc::clone(&self.life()?.outbox);
