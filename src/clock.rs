@@ -1,6 +1,14 @@
-//! Time for people, and randomness for identities. Deadlines never come from here: they use `Instant`.
+//! Time for people, and randomness for identities. Deadlines are `Instant`s.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Stands for "for ever" where the clock could not say it.
+const FAR: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+/// So long after `now`; a duration too long for the clock is a century.
+pub fn after(now: Instant, duration: Duration) -> Instant {
+    now.checked_add(duration).unwrap_or_else(|| now + FAR)
+}
 
 /// Milliseconds since 1970, by the wall clock; negative before it.
 pub fn unix_millis() -> i64 {

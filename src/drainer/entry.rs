@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use crate::drainer::Dispatcher;
+use crate::drainer::{Dispatcher, route_hash};
 use crate::error::SendErrorKind;
 use crate::message::{Lane, Outgoing, Position};
 use crate::outbox::Reservation;
@@ -118,7 +118,7 @@ impl Entry {
         state: EntryState,
     ) -> Arc<Self> {
         let slot = dispatcher.slot_of(&message);
-        let route = dispatcher.route_hash(&message.route);
+        let route = route_hash(&message.route);
         let dispatcher = Arc::clone(dispatcher);
         Arc::new(Self { message, slot, route, deadline, alone, dispatcher, state: Mutex::new(state) })
     }

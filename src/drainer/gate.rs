@@ -61,14 +61,20 @@ impl Gate {
         self.settle_flag(&inside);
     }
 
-    /// Whether a message has to be stored at once.
-    pub fn is_shut(&self, route: u64, partition: Option<i32>, lane: Option<Lane>) -> bool {
+    /// Whether a message has to be stored at once. Its route and partition are asked for only if anything is blocked.
+    pub fn is_shut(
+        &self,
+        route: impl FnOnce() -> u64,
+        partition: impl FnOnce() -> Option<i32>,
+        lane: Option<Lane>,
+    ) -> bool {
         if self.is_down() {
             return true;
         }
         if !self.any.load(Ordering::Acquire) {
             return false;
         }
+        let (route, partition) = (route(), partition());
         let inside = self.lock();
         let partition = partition.map(|partition| BlockKey::Partition(route, partition));
         let single = lane.map(|lane| BlockKey::Lane(route, lane));

@@ -73,9 +73,16 @@ impl Slot {
     }
 
     /// Messages of a lane that were sent before `entry` and are not on their way to the disk, in the order of sending.
+    ///
+    /// Looked for from the back: the first of a lane that is stored takes all before it along, so behind one that is
+    /// there is nothing more to find, however much the transport owns.
     pub fn unstored_before(&self, lane: Lane, entry: &Arc<Entry>) -> Vec<Arc<Entry>> {
-        let before = self.play.iter().chain(&self.waiting).take_while(|other| !Arc::ptr_eq(other, entry));
-        before.filter(|other| other.lane() == Some(lane)).filter(|other| is_unstored(other)).cloned().collect()
+        let all = || self.waiting.iter().rev().chain(self.play.iter().rev());
+        let behind = all().position(|other| Arc::ptr_eq(other, entry)).map_or(0, |at| at + 1);
+        let of_lane = all().skip(behind).filter(|other| other.lane() == Some(lane));
+        let mut found: Vec<_> = of_lane.take_while(|other| is_unstored(other)).cloned().collect();
+        found.reverse();
+        found
     }
 
     /// All first attempts that are not on their way to the disk; of each lane in the order of sending.

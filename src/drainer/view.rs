@@ -8,6 +8,7 @@ use crate::clock;
 use crate::message::Route;
 use crate::schedule::BlockKey;
 use crate::stats::BlockedStats;
+use crate::transport::Class;
 
 /// Reasons, as the drainer last told them.
 #[derive(Clone, Debug, Default)]
@@ -71,7 +72,9 @@ impl Drain {
                     known.waiting += stats.waiting;
                     known.blocks += 1;
                     known.since = known.since.min(stats.since);
-                    if stats.attempts > known.attempts {
+                    // What somebody has to mend is told before what passes by itself.
+                    let urgency = |stats: &BlockedStats| (stats.class != Class::Transient, stats.attempts);
+                    if urgency(&stats) > urgency(known) {
                         (known.attempts, known.reason, known.class) = (stats.attempts, stats.reason, stats.class);
                     }
                 }

@@ -1,6 +1,8 @@
 //! How much a transport may own at a time: in all, and of each partition.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::config;
 
@@ -35,6 +37,8 @@ pub struct Window {
     all: Share,
     drained: usize,
     partitions: HashMap<(u64, i32), Share>,
+    /// What all transports of the producer own.
+    everywhere: Arc<AtomicUsize>,
 }
 
 /// What enters and leaves a window.
@@ -51,9 +55,9 @@ pub struct Load {
 }
 
 impl Window {
-    /// An empty window.
-    pub fn new(limits: WindowLimits) -> Self {
-        Self { limits, all: Share::default(), drained: 0, partitions: HashMap::new() }
+    /// An empty window; what enters is counted in `everywhere`, too.
+    pub fn new(limits: WindowLimits, everywhere: Arc<AtomicUsize>) -> Self {
+        Self { limits, all: Share::default(), drained: 0, partitions: HashMap::new(), everywhere }
     }
 
     /// Takes a message in. One message always fits into an empty window, and into a partition that owns nothing.
@@ -73,6 +77,7 @@ impl Window {
             share.bytes += load.bytes;
         }
         self.all.messages += 1;
+        self.everywhere.fetch_add(1, Ordering::AcqRel);
         self.all.bytes += load.bytes;
         self.drained += usize::from(load.drained);
         Ok(())
@@ -80,7 +85,10 @@ impl Window {
 
     /// Lets a message out.
     pub fn leave(&mut self, load: Load) {
-        self.all.messages = self.all.messages.saturating_sub(1);
+        if self.all.messages > 0 {
+            self.all.messages -= 1;
+            self.everywhere.fetch_sub(1, Ordering::AcqRel);
+        }
         self.all.bytes = self.all.bytes.saturating_sub(load.bytes);
         self.drained -= usize::from(load.drained).min(self.drained);
         if let Some(partition) = load.partition {
@@ -98,6 +106,11 @@ impl Window {
     /// Messages owned.
     pub fn messages(&self) -> usize {
         self.all.messages
+    }
+
+    /// Messages that all transports own together.
+    pub fn everywhere(&self) -> usize {
+        self.everywhere.load(Ordering::Acquire)
     }
 
     /// Messages owned that came from the log.
@@ -121,7 +134,7 @@ mod tests {
 
     #[test]
     fn one_partition_cannot_fill_the_window() {
-        let mut window = Window::new(WindowLimits { messages: 10_000, bytes: 32 << 20 });
+        let mut window = Window::new(WindowLimits { messages: 10_000, bytes: 32 << 20 }, Arc::default());
         let entered = (0..5_000).take_while(|_| window.enter(load(0, 10)).is_ok()).count();
         assert_eq!(entered, config::PARTITION_MESSAGES);
         assert_eq!(window.enter(load(0, 10)), Err(Full::Partition));
@@ -132,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_message_larger_than_the_window_goes_alone() {
-        let mut window = Window::new(WindowLimits { messages: 10, bytes: 100 });
+        let mut window = Window::new(WindowLimits { messages: 10, bytes: 100 }, Arc::default());
         assert_eq!(window.enter(load(0, 500)), Ok(()));
         assert_eq!(window.enter(load(1, 1)), Err(Full::Window));
         window.leave(load(0, 500));

@@ -10,7 +10,6 @@ use std::time::Duration;
 use tokio::sync::broadcast;
 
 use super::Producer;
-use super::admission::Admission;
 use super::core::{Bell, Core, Line};
 use super::open_error::{OpenError, OpenErrorKind};
 use super::start::{Named, make_line, start, tell_of_backlog};
@@ -214,23 +213,27 @@ impl Builder {
             ..defaults
         })?);
         let (events, _) = broadcast::channel(EVENTS);
-        let lines: Vec<Line> = transports
-            .into_iter()
-            .map(|(name, order, transport)| make_line(&config, &outbox, &events, name, order, transport))
-            .collect();
+        let owned = Arc::default();
+        let lines: Vec<Line> =
+            transports.into_iter().map(|named| make_line(&config, &outbox, &events, &owned, named)).collect();
         let core = Arc::new(Core {
             status: Mutex::new(StatusFile::new(outbox.directory().paths().status())),
             outbox,
             lines,
-            admission: Admission::default(),
             closed: AtomicBool::new(false),
             bell: Arc::new(Bell::default()),
             events,
-            threads: Mutex::default(),
+            drainers: Mutex::default(),
+            housekeeper: Mutex::default(),
+            ended: Mutex::default(),
             stop: AtomicBool::new(false),
             config,
         });
-        start(&core)?;
+        if let Err(error) = start(&core) {
+            // Nothing of it may go on, nor keep the outbox from whoever tries again.
+            core.give_up_start();
+            return Err(error);
+        }
         tell_of_backlog(&core);
         Ok(Producer::new(core))
     }

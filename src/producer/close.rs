@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Producer;
 use super::core::{Core, lock};
+use crate::clock;
 use crate::outbox::Lifecycle;
 
 /// How often it is looked whether everything is settled. A look and no bell: what is waited for is the sum of counters
@@ -24,7 +25,7 @@ pub struct Closed {
 
 /// The outbox could not be closed in good order. Nothing that was acknowledged is lost; some messages may be
 /// delivered twice after the next start.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("the outbox could not be brought to the disk: {0}")]
 pub struct CloseError(String);
 
@@ -59,7 +60,7 @@ impl Producer {
     }
 
     /// Takes no more messages, waits up to `grace` for what is in flight, stores the rest, brings everything to the
-    /// disk and lets go of the outbox. Every future of `send` has resolved when this returns. Again: does nothing.
+    /// disk and lets go of the outbox. Every future of `send` has resolved when this returns. Again: tells the same.
     ///
     /// # Errors
     /// The disk failed. See [`CloseError`].
@@ -90,7 +91,7 @@ async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static
 
 impl Core {
     fn wait_drained(&self, timeout: Duration) -> Result<(), NotDrained> {
-        let until = Instant::now() + timeout;
+        let until = clock::after(Instant::now(), timeout);
         loop {
             let pending = self.unsettled();
             if pending == 0 {
@@ -103,51 +104,85 @@ impl Core {
         }
     }
 
-    /// Messages that are pending, in flight or waiting.
+    /// Messages that are pending, in flight or waiting. Asked in the order in which a message goes its way, so that none is
+    /// missed on the way from one to the next.
     fn unsettled(&self) -> u64 {
+        let waiting = self.waiting_for_space();
         let in_flight: usize = self.lines.iter().map(|line| line.dispatcher.unsettled()).sum();
-        let pending: u64 = self.outbox.snapshot().pending.iter().map(|(_, pending)| pending.count).sum();
-        pending + in_flight as u64 + self.admission.len() as u64
+        waiting as u64 + in_flight as u64 + self.pending()
     }
 
-    /// Closes once; whoever comes later waits for that.
+    fn pending(&self) -> u64 {
+        self.outbox.snapshot().pending.iter().map(|(_, pending)| pending.count).sum()
+    }
+
+    /// Closes once; whoever comes later waits for that, and is told the same.
     pub fn close(&self, grace: Duration) -> Result<Closed, CloseError> {
-        let mut threads = lock(&self.threads);
-        let first = !self.closed.swap(true, Ordering::AcqRel);
-        if first {
-            // Whoever waits for space is told.
-            self.let_in(Instant::now());
-            let until = Instant::now() + grace;
-            // What a broker owns that is known to be down will not be reported on: it is stored at once.
-            let up = || self.lines.iter().filter(|line| !line.dispatcher.gate().is_down());
-            let in_flight = || up().map(|line| line.dispatcher.unsettled()).sum::<usize>();
-            while in_flight() > 0 && Instant::now() < until {
-                std::thread::sleep(LOOK.min(until.saturating_duration_since(Instant::now())));
-            }
-            for line in &self.lines {
-                line.dispatcher.gate().set_down(true);
-                line.dispatcher.store_late(None);
-                line.dispatcher.mailbox().stop();
-            }
-            self.stop.store(true, Ordering::Release);
-            self.bell.ring();
-            for thread in threads.drain(..) {
-                // A panic in there was logged; everything it did is in the log or was not acknowledged.
-                let _ = thread.join();
-            }
-            for line in &self.lines {
-                line.dispatcher.transport().close(until.saturating_duration_since(Instant::now()));
-                // What failed in closing is stored.
-                line.dispatcher.store_late(None);
-            }
+        let mut ended = lock(&self.ended);
+        if let Some(ended) = &*ended {
+            return ended.clone();
         }
-        let result = if first { self.outbox.close() } else { Ok(()) };
-        if first {
-            self.write_status(Lifecycle::Closed);
-            self.outbox.release();
+        self.closed.store(true, Ordering::Release);
+        // Whoever waits for space is told.
+        self.let_in(Instant::now());
+        let until = clock::after(Instant::now(), grace);
+        // Nothing is handed over again from here on: only what is owned already is waited for.
+        self.stop_drainers();
+        self.wait_for_owned(until);
+        for line in &self.lines {
+            line.dispatcher.gate().set_down(true);
+            line.dispatcher.store_late(None);
         }
-        let pending = self.outbox.snapshot().pending.iter().map(|(_, pending)| pending.count).sum();
-        result.map(|()| Closed { pending }).map_err(|error| CloseError(error.to_string()))
+        self.stop_housekeeper();
+        for line in &self.lines {
+            line.dispatcher.transport().close(until.saturating_duration_since(Instant::now()));
+            // What failed in closing is stored.
+            line.dispatcher.store_late(None);
+        }
+        let closed = self.outbox.close();
+        self.write_status(Lifecycle::Closed);
+        self.outbox.release();
+        let outcome = match closed {
+            Ok(()) => Ok(Closed { pending: self.pending() }),
+            Err(error) => Err(CloseError(error.to_string())),
+        };
+        ended.insert(outcome).clone()
+    }
+
+    /// What a broker owns that is known to be down will not be reported on: it is stored at once.
+    fn wait_for_owned(&self, until: Instant) {
+        let up = || self.lines.iter().filter(|line| !line.dispatcher.gate().is_down());
+        let in_hand = || up().map(|line| line.dispatcher.in_hand()).sum::<usize>();
+        while in_hand() > 0 && Instant::now() < until {
+            std::thread::sleep(LOOK.min(until.saturating_duration_since(Instant::now())));
+        }
+    }
+
+    fn stop_drainers(&self) {
+        self.lines.iter().for_each(|line| line.dispatcher.mailbox().stop());
+        for thread in lock(&self.drainers).drain(..) {
+            // A panic in there was logged; everything it did is in the log or was not acknowledged.
+            let _ = thread.join();
+        }
+    }
+
+    fn stop_housekeeper(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.bell.ring();
+        if let Some(thread) = lock(&self.housekeeper).take() {
+            let _ = thread.join();
+        }
+    }
+
+    /// After a start that failed half-way: stops what was started, and lets go of the outbox.
+    pub fn give_up_start(&self) {
+        self.closed.store(true, Ordering::Release);
+        self.stop_drainers();
+        self.stop_housekeeper();
+        self.lines.iter().for_each(|line| line.dispatcher.transport().close(Duration::ZERO));
+        // The outbox was opened and not used: there is nothing to bring to the disk that the next start would miss.
+        let _ = self.outbox.close();
+        self.outbox.release();
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{broadcast, oneshot};
 
 use super::admission::{Admission, Queued};
+use super::close::{CloseError, Closed};
 use crate::clock;
 use crate::config::{Config, MAX_FIELDS, MAX_HEADERS, Mode, Order};
 use crate::drainer::{Dispatcher, Verdict};
@@ -33,6 +34,8 @@ pub(super) struct Line {
     pub dispatcher: Arc<Dispatcher>,
     pub default: RoutePlan,
     pub routes: HashMap<Arc<str>, RoutePlan>,
+    /// Who waits for space. One queue a transport: what one of them fills is not waited for by the others' messages.
+    pub admission: Admission,
 }
 
 impl Line {
@@ -79,12 +82,14 @@ pub(super) struct Core {
     pub config: Config,
     pub outbox: Arc<Outbox>,
     pub lines: Vec<Line>,
-    pub admission: Admission,
     pub closed: AtomicBool,
     pub bell: Arc<Bell>,
     pub events: broadcast::Sender<Event>,
     pub status: Mutex<StatusFile>,
-    pub threads: Mutex<Vec<JoinHandle<()>>>,
+    pub drainers: Mutex<Vec<JoinHandle<()>>>,
+    pub housekeeper: Mutex<Option<JoinHandle<()>>>,
+    /// How it ended, once it has.
+    pub ended: Mutex<Option<Result<Closed, CloseError>>>,
     pub stop: AtomicBool,
 }
 
@@ -147,13 +152,14 @@ impl Core {
     pub fn enter(&self, admitted: Admitted, wait: bool) -> Result<Entered, SendError> {
         // Whoever waits for space goes first: the order of a lane is the order of `send`. What one thread sends, one
         // after the other, sees its own queue; between threads there is no order.
-        if self.admission.len() == 0
+        let admission = &self.lines[admitted.line].admission;
+        if admission.len() == 0
             && let Ok(reservation) = self.room(&admitted)
         {
             let verdict = self.dispatch(&admitted, reservation);
             return Ok(Entered::Sent { message: admitted.message, verdict });
         }
-        let mut queue = self.admission.lock();
+        let mut queue = admission.lock();
         let room = if queue.is_empty() { self.room(&admitted) } else { Err(NoRoom::Full) };
         match room {
             Ok(reservation) => {
@@ -166,23 +172,30 @@ impl Core {
                 let reason = "the outbox is full, and `try_send` does not wait for space";
                 Err(SendError::new(SendErrorKind::Full, reason, message))
             }
+            // Closed meanwhile: nobody looks into the queue any more. Whoever closes says so before the last look.
+            Err(_) if self.closed.load(Ordering::Acquire) => {
+                let message = Message::clone(&admitted.message.message);
+                Err(SendError::new(SendErrorKind::Closed, "the producer was closed", message))
+            }
             Err(_) => {
                 let (sender, receiver) = oneshot::channel();
-                let deadline = Instant::now() + self.config.space_wait;
-                let message = Arc::clone(&admitted.message);
+                let deadline = clock::after(Instant::now(), self.config.space_wait);
+                let (message, line) = (Arc::clone(&admitted.message), admitted.line);
                 let ticket = queue.push(admitted, deadline, sender);
                 drop(queue);
                 self.bell.ring();
-                Ok(Entered::Queued { message, ticket, verdict: receiver })
+                Ok(Entered::Queued { message, line, ticket, verdict: receiver })
             }
         }
     }
 
     fn room(&self, admitted: &Admitted) -> Result<Option<Reservation>, NoRoom> {
-        if self.outbox.queued_bytes() > QUEUED_BYTES || self.lines[admitted.line].dispatcher.is_crowded() {
+        if self.outbox.queued_bytes() > QUEUED_BYTES {
             return Err(NoRoom::Full);
         }
-        let share = if admitted.direct { Share::FirstAttempt } else { Share::Stored };
+        // What will be stored at once leaves alone what is kept for first attempts.
+        let direct = admitted.direct && !self.lines[admitted.line].dispatcher.is_gated(&admitted.message);
+        let share = if direct { Share::FirstAttempt } else { Share::Stored };
         match self.outbox.reserve(&admitted.message, share) {
             Ok(reservation) => Ok(Some(reservation)),
             // A broken disk does not keep a healthy broker from being used; what fails there is told so.
@@ -196,9 +209,18 @@ impl Core {
         dispatcher.send(Arc::clone(&admitted.message), admitted.direct, reservation)
     }
 
+    /// How many messages wait for space.
+    pub fn waiting_for_space(&self) -> usize {
+        self.lines.iter().map(|line| line.admission.len()).sum()
+    }
+
     /// Lets in what waits for space, in order, as far as there is room; tells those whose time is up.
     pub fn let_in(&self, now: Instant) {
-        let mut queue = self.admission.lock();
+        self.lines.iter().for_each(|line| self.let_in_to(line, now));
+    }
+
+    fn let_in_to(&self, line: &Line, now: Instant) {
+        let mut queue = line.admission.lock();
         while let Some(first) = queue.front_mut() {
             let Some(verdict) = first.waiter.take_if(|waiter| !waiter.is_closed()) else {
                 // Withdrawn: the future was dropped.
@@ -243,7 +265,9 @@ pub(super) enum Entered {
     Queued {
         /// The message.
         message: Arc<Outgoing>,
-        /// Its place in the queue.
+        /// Its transport, of those there are.
+        line: usize,
+        /// Its place in that one's queue.
         ticket: u64,
         /// What becomes of it.
         verdict: oneshot::Receiver<Queued>,

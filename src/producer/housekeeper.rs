@@ -47,7 +47,7 @@ pub(super) fn start(core: &Arc<Core>) -> io::Result<JoinHandle<()>> {
                     core.lines.iter().for_each(|line| line.dispatcher.mailbox().kick());
                 }
             }
-            busy = core.admission.len() > 0 || core.lines.iter().any(|line| line.dispatcher.is_busy());
+            busy = core.waiting_for_space() > 0 || core.lines.iter().any(|line| line.dispatcher.is_busy());
         }
     })
 }

@@ -20,7 +20,7 @@ impl Core {
             dead: snapshot.dead.0,
             dead_bytes: snapshot.dead.1,
             set_aside: snapshot.set_aside,
-            waiting_for_space: self.admission.len(),
+            waiting_for_space: self.waiting_for_space(),
             ..Stats::default()
         };
         let mut routes: std::collections::BTreeMap<Route, RouteStats> = snapshot

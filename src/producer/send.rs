@@ -26,7 +26,7 @@ pub struct SendFuture(State);
 
 enum State {
     Refused(Option<SendError>),
-    Queued { core: Arc<Core>, message: Arc<Outgoing>, ticket: u64, verdict: oneshot::Receiver<Queued> },
+    Queued { core: Arc<Core>, message: Arc<Outgoing>, line: usize, ticket: u64, verdict: oneshot::Receiver<Queued> },
     Sent { message: Arc<Outgoing>, verdict: oneshot::Receiver<Verdict> },
     Done,
 }
@@ -39,8 +39,8 @@ impl SendFuture {
     pub(super) fn entered(core: &Arc<Core>, entered: Entered) -> Self {
         Self(match entered {
             Entered::Sent { message, verdict } => State::Sent { message, verdict },
-            Entered::Queued { message, ticket, verdict } => {
-                State::Queued { core: Arc::clone(core), message, ticket, verdict }
+            Entered::Queued { message, line, ticket, verdict } => {
+                State::Queued { core: Arc::clone(core), message, line, ticket, verdict }
             }
         })
     }
@@ -98,10 +98,10 @@ fn gone(message: &Outgoing, possibly_delivered: bool) -> SendError {
 
 impl Drop for SendFuture {
     fn drop(&mut self) {
-        if let State::Queued { core, ticket, verdict, .. } = &mut self.0 {
+        if let State::Queued { core, line, ticket, verdict, .. } = &mut self.0 {
             // Closed first: if it is being let in at this moment, either it is withdrawn or it goes its way.
             verdict.close();
-            core.admission.lock().withdraw(*ticket);
+            core.lines[*line].admission.lock().withdraw(*ticket);
         }
     }
 }

@@ -2,12 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::broadcast;
 
-use super::core::{Core, Line, RoutePlan};
+use super::admission::Admission;
+use super::core::{Core, Line, RoutePlan, lock};
 use super::housekeeper;
 use super::open_error::{OpenError, OpenErrorKind};
 use crate::clock;
@@ -27,9 +29,8 @@ pub(super) fn make_line(
     config: &Config,
     outbox: &Arc<Outbox>,
     events: &broadcast::Sender<Event>,
-    name: Arc<str>,
-    order: Order,
-    transport: Arc<dyn Transport>,
+    owned_everywhere: &Arc<AtomicUsize>,
+    (name, order, transport): Named,
 ) -> Line {
     let default = RoutePlan { mode: config.mode, order };
     let of_line = |route: &&RouteConfig| route.transport.as_ref() == Some(&name);
@@ -47,11 +48,12 @@ pub(super) fn make_line(
         outbox: Arc::clone(outbox),
         slots: config.slots,
         window: WindowLimits { messages: config.window_messages, bytes: config.window_bytes },
+        owned_everywhere: Arc::clone(owned_everywhere),
         first_attempt: config.first_attempt,
         // Nobody may be listening: then there is nothing to tell.
         events: Arc::new(move |event| drop(events.send(event))),
     };
-    Line { name, dispatcher: Dispatcher::new(options, backlog), default, routes }
+    Line { name, dispatcher: Dispatcher::new(options, backlog), default, routes, admission: Admission::default() }
 }
 
 /// Starts transports, drainers and the housekeeper.
@@ -66,7 +68,6 @@ pub(super) fn start(core: &Arc<Core>) -> Result<(), OpenError> {
         }
         bell.ring();
     });
-    let mut threads = Vec::new();
     for line in &core.lines {
         let post = |dispatcher: &Weak<Dispatcher>, mail| {
             if let Some(dispatcher) = dispatcher.upgrade() {
@@ -81,11 +82,15 @@ pub(super) fn start(core: &Arc<Core>) -> Result<(), OpenError> {
         );
         let name = &line.name;
         line.dispatcher.transport().start(monitor).map_err(|error| failed(format!("transport `{name}`: {error}")))?;
-        let thread = drainer::start(&line.dispatcher, drain_options(&core.config, line));
-        threads.push(thread.map_err(|error| failed(format!("transport `{name}`: no thread: {error}")))?);
     }
-    threads.push(housekeeper::start(core).map_err(|error| failed(format!("no thread: {error}")))?);
-    *super::core::lock(&core.threads) = threads;
+    // Only now: whatever cannot work has said so, and nothing was handed over.
+    for line in &core.lines {
+        let thread = drainer::start(&line.dispatcher, drain_options(&core.config, line));
+        let thread = thread.map_err(|error| failed(format!("transport `{}`: no thread: {error}", line.name)))?;
+        lock(&core.drainers).push(thread);
+    }
+    let thread = housekeeper::start(core).map_err(|error| failed(format!("no thread: {error}")))?;
+    *lock(&core.housekeeper) = Some(thread);
     Ok(())
 }
 

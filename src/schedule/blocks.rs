@@ -5,6 +5,7 @@
 //! The drainer alone changes it.
 
 use std::collections::{BTreeSet, HashMap};
+use std::ops::Bound;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -220,9 +221,18 @@ impl Blocks {
         self.due.first().filter(|(at, _)| *at <= now).map(|(_, key)| *key)
     }
 
-    /// When the next block may be tried.
-    pub fn next_due(&self) -> Option<Instant> {
-        self.due.first().map(|(at, _)| *at)
+    /// When the next block may be tried that may not yet.
+    pub fn next_due_after(&self, now: Instant) -> Option<Instant> {
+        let last = BlockKey::Lane(u64::MAX, Lane(u128::MAX));
+        self.due.range((Bound::Excluded((now, last)), Bound::Unbounded)).next().map(|(at, _)| *at)
+    }
+
+    /// Partitions that are blocked, with their routes.
+    pub fn partitions(&self) -> impl Iterator<Item = (u64, i32)> {
+        self.wide.iter().filter_map(|key| match *key {
+            BlockKey::Partition(route, partition) => Some((route, partition)),
+            BlockKey::Transport | BlockKey::Route(_) | BlockKey::Lane(..) => None,
+        })
     }
 
     /// A block whose messages may be delivered.
@@ -238,6 +248,15 @@ impl Blocks {
                 block.attempts = 0;
                 block.alone = false;
             }
+            self.put(key, block);
+        }
+    }
+
+    /// Tries a block with another message, at once: failed tries of the one before do not count for it.
+    pub fn try_another(&mut self, key: BlockKey, now: Instant) {
+        if let Some(mut block) = self.take(key) {
+            block.attempts = 0;
+            block.state = BlockState::Waiting(now);
             self.put(key, block);
         }
     }
@@ -351,7 +370,7 @@ mod tests {
         blocks.hurry(1, now);
         assert_eq!(blocks.due(now), Some(key));
         blocks.set_state(key, BlockState::Probing(9));
-        assert_eq!((blocks.due(now), blocks.next_due()), (None, None));
+        assert_eq!((blocks.due(now), blocks.next_due_after(now)), (None, None));
         blocks.set_state(key, BlockState::CatchingUp);
         assert_eq!(blocks.catching_up().collect::<Vec<_>>(), [key]);
         blocks.remove(key);

@@ -74,6 +74,7 @@ type Sink = Box<dyn FnMut(Delivered) + Send>;
 struct State {
     down: Option<Arc<Failure>>,
     paused: bool,
+    paused_partitions: HashSet<i32>,
     latency: Duration,
     capacity: usize,
     partitions: i32,
@@ -91,6 +92,8 @@ struct State {
 #[derive(Default)]
 struct Instance {
     queue: VecDeque<Handover>,
+    /// Of partitions that hang, in order.
+    hung: VecDeque<Handover>,
     monitor: Option<Monitor>,
     refused_routes: HashSet<Route>,
     /// Set by `close`: when what is still owned is to be reported as failed.
@@ -102,6 +105,7 @@ impl Default for State {
         Self {
             down: None,
             paused: false,
+            paused_partitions: HashSet::new(),
             latency: Duration::ZERO,
             capacity: usize::MAX,
             partitions: 1,
@@ -152,6 +156,23 @@ impl Broker {
     /// Ends what [`pause`](Self::pause) began.
     pub fn resume(&self) {
         self.change(|state| state.paused = false);
+    }
+
+    /// The same for one partition of every destination, as if it had lost its leader: the others go on.
+    pub fn pause_partition(&self, partition: i32) {
+        self.change(|state| state.paused_partitions.insert(partition));
+    }
+
+    /// Ends what [`pause_partition`](Self::pause_partition) began.
+    pub fn resume_partition(&self, partition: i32) {
+        self.change(|state| {
+            state.paused_partitions.remove(&partition);
+            for instance in state.instances.values_mut() {
+                let queue = std::mem::take(&mut instance.queue);
+                instance.queue = std::mem::take(&mut instance.hung);
+                instance.queue.extend(queue);
+            }
+        });
     }
 
     /// The next message is appended, but its acknowledgement is lost: it is reported failed, possibly delivered.
@@ -229,7 +250,7 @@ impl Broker {
 
     /// How many messages the transports own at the moment and have not been decided on.
     pub fn owned(&self) -> usize {
-        self.shared.lock().instances.values().map(|instance| instance.queue.len()).sum()
+        self.shared.lock().instances.values().map(Instance::owned).sum()
     }
 
     /// Waits until at least `count` messages were appended; false if that took longer than `timeout`.
@@ -239,7 +260,7 @@ impl Broker {
 
     /// Waits until the transports own at least `count` messages; false if that took longer than `timeout`.
     pub fn wait_for_owned(&self, count: usize, timeout: Duration) -> bool {
-        self.wait_until(timeout, |state| state.instances.values().map(|i| i.queue.len()).sum::<usize>() >= count)
+        self.wait_until(timeout, |state| state.instances.values().map(Instance::owned).sum::<usize>() >= count)
     }
 
     fn wait_until(&self, timeout: Duration, mut done: impl FnMut(&State) -> bool) -> bool {
@@ -279,8 +300,13 @@ impl State {
         let mut closed = HashSet::new();
         let mut fatal: Option<Arc<Failure>> = None;
         let mut verdicts = Vec::with_capacity(queue.len());
+        let mut hung = VecDeque::new();
         for handover in queue {
             let message = &handover.message;
+            if self.paused_partitions.contains(&self.partition_of(message)) {
+                hung.push_back(handover);
+                continue;
+            }
             let failed = |failure| Outcome::Failed { failure, possibly_delivered: false };
             let outcome = if let Some(failure) = &fatal {
                 failed(failure.clone())
@@ -302,6 +328,7 @@ impl State {
             }
             verdicts.push((handover, outcome));
         }
+        self.instances.get_mut(&number).into_iter().for_each(|instance| instance.hung.append(&mut hung));
         verdicts
     }
 

@@ -1,6 +1,7 @@
 //! Stored messages: handed over again, passed over, come back.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::send::is_share_full;
 use super::{Dispatcher, lock};
@@ -13,8 +14,8 @@ use crate::wal::{Lsn, Mark};
 /// How an attempt to hand over a stored message went.
 #[derive(Debug)]
 pub enum Attempt {
-    /// The transport owns it.
-    Owned,
+    /// The transport owns it, on this partition of this route if that is known; or nobody need take it any more.
+    Owned(Option<(u64, i32)>),
     /// There is no room now; a report will make some.
     NoRoom,
     /// Something of its lane failed and the drainer has not read of it yet, or the lane waits for reports.
@@ -45,15 +46,20 @@ impl Dispatcher {
         if let Some(lane) = entry.lane()
             && (slot.returning > 0 || slot.is_closed(lane) || (again.alone && slot.owns(lane)))
         {
+            self.wants_room.store(true, Ordering::Release);
             return Attempt::Later;
         }
         // Asked once more where it cannot change: a first attempt is stored, and its number made known, under this lock.
         if self.is_owned(again.lsn) || self.outbox.is_settled(again.lsn) {
-            return Attempt::Owned;
+            return Attempt::Owned(None);
         }
         let load = self.load(&entry, partition);
         if lock(&self.window).enter(load).is_err() {
-            return Attempt::NoRoom;
+            self.wants_room.store(true, Ordering::Release);
+            // What was reported between the two looks rang for nobody.
+            if lock(&self.window).enter(load).is_err() {
+                return Attempt::NoRoom;
+            }
         }
         {
             let mut state = entry.state();
@@ -66,8 +72,11 @@ impl Dispatcher {
             lock(&self.window).leave(load);
             lock(&self.owned).remove(&again.lsn);
             slot.remove(&entry);
-            if is_share_full(&failure) && partition.is_some_and(|it| self.owned_of_partition(entry.route, it) > 0) {
-                return Attempt::NoRoom;
+            if is_share_full(&failure) {
+                self.wants_room.store(true, Ordering::Release);
+                if partition.is_some_and(|it| self.owned_of_partition(entry.route, it) > 0) {
+                    return Attempt::NoRoom;
+                }
             }
             return Attempt::Refused(failure);
         }
@@ -80,7 +89,7 @@ impl Dispatcher {
                 slot.close(lane);
             }
         }
-        Attempt::Owned
+        Attempt::Owned(partition.map(|partition| (entry.route, partition)))
     }
 
     /// Counts a message of the backlog that the drainer passes over: its lane is gated by it from now on.

@@ -11,8 +11,8 @@ mod send;
 mod store;
 mod watchers;
 
-use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::collections::{HashSet, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -45,6 +45,8 @@ pub struct DispatcherOptions {
     pub slots: usize,
     /// The bounds of what is owned.
     pub window: WindowLimits,
+    /// Counts what all transports of the producer own.
+    pub owned_everywhere: Arc<AtomicUsize>,
     /// How long a first attempt may take.
     pub first_attempt: Duration,
     /// Who hears of what happens.
@@ -62,8 +64,6 @@ pub struct Counters {
     pub stored: AtomicU64,
     /// Delivered from the outbox.
     pub redelivered: AtomicU64,
-    /// Went to the dead letters.
-    pub dead: AtomicU64,
 }
 
 /// Keeps order between first attempts, the log and the drainer.
@@ -75,15 +75,20 @@ pub struct Dispatcher {
     busy: Busy,
     window: Mutex<Window>,
     owned: Mutex<HashSet<Lsn>>,
+    /// Slots in which first attempts wait for room; some of them may not wait any more.
     waiting: Mutex<VecDeque<usize>>,
+    waiting_messages: AtomicUsize,
     waiting_bytes: AtomicUsize,
     limits: WindowLimits,
+    /// First attempts that are neither delivered nor in the log.
+    unsettled: AtomicUsize,
+    /// The drainer found no room, and is to be told of the next report.
+    wants_room: AtomicBool,
     watchers: Mutex<Watchers>,
     gate: Gate,
     mailbox: Mailbox,
     first_attempt: Duration,
     events: Arc<dyn Fn(Event) + Send + Sync>,
-    routes: Mutex<HashMap<Route, u64>>,
     view: Mutex<View>,
     /// Counters since the start.
     pub counters: Counters,
@@ -98,17 +103,19 @@ impl Dispatcher {
             outbox: options.outbox,
             slots: (0..options.slots).map(|_| Mutex::default()).collect(),
             busy: Busy::new(options.slots),
-            window: Mutex::new(Window::new(options.window)),
+            window: Mutex::new(Window::new(options.window, options.owned_everywhere)),
             owned: Mutex::default(),
             waiting: Mutex::default(),
+            waiting_messages: AtomicUsize::new(0),
             waiting_bytes: AtomicUsize::new(0),
             limits: options.window,
+            unsettled: AtomicUsize::new(0),
+            wants_room: AtomicBool::new(false),
             watchers: Mutex::default(),
             gate: Gate::new(backlog),
             mailbox: Mailbox::default(),
             first_attempt: options.first_attempt,
             events: options.events,
-            routes: Mutex::default(),
             view: Mutex::default(),
             counters: Counters::default(),
         })
@@ -145,9 +152,24 @@ impl Dispatcher {
         (window.messages(), window.drained())
     }
 
+    /// Messages that all transports of the producer own together.
+    pub fn owned_everywhere(&self) -> usize {
+        lock(&self.window).everywhere()
+    }
+
     /// Messages that the transport owns, or that wait for room in the window.
+    pub fn in_hand(&self) -> usize {
+        self.waiting_messages.load(Ordering::Acquire) + lock(&self.window).messages()
+    }
+
+    /// First attempts that are neither delivered nor stored: with what is pending in the outbox, all there is.
     pub fn unsettled(&self) -> usize {
-        lock(&self.window).messages() + lock(&self.waiting).len()
+        self.unsettled.load(Ordering::Acquire)
+    }
+
+    /// How long a hand-over may take before it counts as late.
+    pub fn late_after(&self) -> Duration {
+        self.first_attempt
     }
 
     /// Messages that the transport owns of one partition.
@@ -178,15 +200,6 @@ impl Dispatcher {
     pub fn slot_of(&self, message: &Outgoing) -> usize {
         let hash = message.lane.map_or(message.id.number(), |lane| lane.hash() as u64);
         (hash as usize) & (self.slots.len() - 1)
-    }
-
-    /// The hash of a route, as the blocks and the ledger use it.
-    pub fn route_hash(&self, route: &Route) -> u64 {
-        let mut routes = lock(&self.routes);
-        match routes.get(route) {
-            Some(hash) => *hash,
-            None => *routes.entry(route.clone()).or_insert_with(|| route_hash(route)),
-        }
     }
 
     /// Slots whose new messages are stored first.

@@ -37,6 +37,9 @@ impl Dispatcher {
             }
         }
         self.pump();
+        if self.wants_room.swap(false, Ordering::AcqRel) {
+            self.mailbox.kick();
+        }
     }
 
     pub(super) fn delivered(self: &Arc<Self>, entry: &Arc<Entry>, position: Position) {
@@ -47,6 +50,9 @@ impl Dispatcher {
                 self.counters.delivered.fetch_add(1, Ordering::Relaxed);
                 state.reservation = None;
                 state.tell(Verdict::Delivered(position));
+                if !state.given_up {
+                    self.unsettled.fetch_sub(1, Ordering::AcqRel);
+                }
             }
             Storing::Queued(lsn) if planted::is(Planted::SettleBeforeSync) => {
                 state.delivered = Some(position);

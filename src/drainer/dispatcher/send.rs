@@ -6,7 +6,8 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use super::{Dispatcher, lock};
+use super::{Dispatcher, lock, route_hash};
+use crate::clock;
 use crate::drainer::entry::{Entry, Phase, Verdict};
 use crate::drainer::mailbox::Mail;
 use crate::drainer::slot::Slot;
@@ -27,20 +28,34 @@ impl Dispatcher {
         reservation: Option<Reservation>,
     ) -> oneshot::Receiver<Verdict> {
         let (waiter, verdict) = oneshot::channel();
-        let deadline = Instant::now() + self.first_attempt;
+        let deadline = clock::after(Instant::now(), self.first_attempt);
         let entry = Entry::first(self, message, deadline, waiter, reservation);
         let partition = self.transport.partition(&entry.message);
         entry.state().partition = partition;
+        self.unsettled.fetch_add(1, Ordering::AcqRel);
         let mut slot = self.slot(entry.slot);
         if !direct || self.must_store(&slot, &entry, partition) {
             self.store(&mut slot, &entry);
             return verdict;
         }
         let has_room = !slot.has_waiting() && lock(&self.window).enter(self.load(&entry, partition)).is_ok();
-        if !(has_room && self.hand_over(&mut slot, &entry)) {
-            self.wait(&mut slot, &entry);
+        if has_room && self.hand_over(&mut slot, &entry) {
+            return verdict;
+        }
+        // A broker that is slower than its callers: what memory does not hold, the disk does.
+        if self.is_crowded() {
+            self.store(&mut slot, &entry)
+        } else {
+            self.wait(&mut slot, &entry)
         }
         verdict
+    }
+
+    /// Whether a message would be stored at once, as far as can be told without holding its place.
+    pub fn is_gated(&self, message: &Outgoing) -> bool {
+        let partition = || self.transport.partition(message);
+        self.gate.is_shut(|| route_hash(&message.route), partition, message.lane)
+            || message.lane.is_some() && !self.slot(self.slot_of(message)).is_open()
     }
 
     /// Makes a first attempt wait for room in the window, behind all others.
@@ -48,14 +63,21 @@ impl Dispatcher {
         entry.state().phase = Phase::Waiting;
         slot.push_waiting(entry);
         self.busy.mark(entry.slot);
+        self.waiting_messages.fetch_add(1, Ordering::AcqRel);
         self.waiting_bytes.fetch_add(entry.bytes(), Ordering::AcqRel);
         lock(&self.waiting).push_back(entry.slot);
     }
 
-    /// Whether as much waits for room as may be in the window: whoever sends more waits outside.
-    pub fn is_crowded(&self) -> bool {
-        let limits = self.limits;
-        self.waiting_bytes.load(Ordering::Acquire) >= limits.bytes || lock(&self.waiting).len() >= limits.messages
+    /// A message that waited for room does so no more.
+    pub(super) fn waited(&self, entry: &Entry) {
+        self.waiting_messages.fetch_sub(1, Ordering::AcqRel);
+        self.waiting_bytes.fetch_sub(entry.bytes(), Ordering::AcqRel);
+    }
+
+    /// Whether as much waits for room as may be in the window.
+    fn is_crowded(&self) -> bool {
+        let (messages, bytes) = (&self.waiting_messages, &self.waiting_bytes);
+        bytes.load(Ordering::Acquire) >= self.limits.bytes || messages.load(Ordering::Acquire) >= self.limits.messages
     }
 
     /// Hands a first attempt, which the window counts, to the transport.
@@ -90,7 +112,8 @@ impl Dispatcher {
     }
 
     /// Hands over what waits, as far as there is room. Each round takes the first waiting message of a slot, so that
-    /// two threads in here cannot turn a lane's messages round.
+    /// two threads in here cannot turn a lane's messages round. What its partition has no room for goes to the back, so
+    /// that one partition's messages keep no others from being tried.
     pub(super) fn pump(self: &Arc<Self>) {
         let mut without_room = Vec::new();
         while without_room.len() < PUMP {
@@ -104,7 +127,7 @@ impl Dispatcher {
                 state.phase = Phase::Idle;
             }
             if self.must_store(&slot, &entry, partition) {
-                self.waiting_bytes.fetch_sub(entry.bytes(), Ordering::AcqRel);
+                self.waited(&entry);
                 // In play meanwhile: where it stands says that those of its lane that still wait come after it.
                 slot.push(&entry);
                 self.store(&mut slot, &entry);
@@ -113,24 +136,24 @@ impl Dispatcher {
             }
             let entered = lock(&self.window).enter(self.load(&entry, partition));
             if entered.is_ok() && self.hand_over(&mut slot, &entry) {
-                self.waiting_bytes.fetch_sub(entry.bytes(), Ordering::AcqRel);
+                self.waited(&entry);
                 continue;
             }
             entry.state().phase = Phase::Waiting;
             slot.put_back_waiting(entry);
-            without_room.push(index);
             if entered == Err(Full::Window) {
+                lock(&self.waiting).push_front(index);
                 break;
             }
+            without_room.push(index);
         }
         if !without_room.is_empty() {
-            let mut waiting = lock(&self.waiting);
-            without_room.into_iter().rev().for_each(|index| waiting.push_front(index));
+            lock(&self.waiting).extend(without_room);
         }
     }
 
     pub(super) fn must_store(&self, slot: &Slot, entry: &Entry, partition: Option<i32>) -> bool {
-        (entry.lane().is_some() && !slot.is_open()) || self.gate.is_shut(entry.route, partition, entry.lane())
+        (entry.lane().is_some() && !slot.is_open()) || self.gate.is_shut(|| entry.route, || partition, entry.lane())
     }
 
     pub(super) fn post_first_failure(&self, entry: &Entry, partition: Option<i32>, failure: &Arc<Failure>) {

@@ -32,11 +32,14 @@ impl Dispatcher {
         let owned = state.phase == Phase::Owned;
         if planted::is(Planted::DropWithFuture) && state.waiter.as_ref().is_some_and(oneshot::Sender::is_closed) {
             state.given_up = true;
+            self.unsettled.fetch_sub(1, Ordering::AcqRel);
             return;
         }
         let (dispatcher, stored) = (Arc::clone(self), Arc::clone(entry));
         let lsn = self.outbox.append(&entry.message, move |result| dispatcher.appended(&stored, result));
         state.storing = Storing::Queued(lsn);
+        // From here on the outbox counts it.
+        self.unsettled.fetch_sub(1, Ordering::AcqRel);
         if state.waiter.is_some() {
             // Before the disk has it: from then on it may be delivered, and nobody would be told.
             let (watcher, fate) = oneshot::channel();
@@ -51,7 +54,7 @@ impl Dispatcher {
         drop(state);
         if waited {
             slot.remove_waiting(entry);
-            self.waiting_bytes.fetch_sub(entry.bytes(), Ordering::AcqRel);
+            self.waited(entry);
         }
         if entry.lane().is_some() {
             slot.stored += 1;
@@ -83,11 +86,14 @@ impl Dispatcher {
                 lock(&self.watchers).take(lsn);
                 state.storing = Storing::No;
                 state.given_up = true;
-                // A log that failed half-way may find the message again after a crash.
                 let verdict = Verdict::Rejected {
                     kind: SendErrorKind::Storage,
                     reason: format!("the broker did not take the message, and the outbox cannot: {error}"),
-                    possibly_delivered: true,
+                    // What the transport owns may yet be delivered, and a log that failed half-way may find the message
+                    // again after a crash.
+                    possibly_delivered: state.possibly_delivered
+                        || state.phase == Phase::Owned
+                        || error.possibly_stored(),
                 };
                 state.tell(verdict);
                 let idle = state.phase == Phase::Idle && state.delivered.is_none();

@@ -6,6 +6,7 @@
 //! block, until that is gone, is passed over.
 
 mod catchup;
+mod late;
 mod news;
 mod pass;
 mod skip;
@@ -13,10 +14,10 @@ mod skip;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use catchup::{CatchUp, Unindexed};
+use late::Watch;
 use skip::PROBE_RETRY;
 
 use super::dispatcher::{Again, Attempt, Dispatcher};
@@ -89,6 +90,9 @@ pub struct Drain {
     pub(super) cursor: Lsn,
     pub(super) transport_attempts: u32,
     pub(super) view_changed: bool,
+    watch: Watch,
+    /// Messages that blocked partitions own: they hold up nobody else.
+    stuck: usize,
     catch_ups: HashMap<BlockKey, CatchUp>,
     unindexed: Unindexed,
     rows: u64,
@@ -131,6 +135,8 @@ impl Drain {
             cursor: first,
             transport_attempts: 0,
             view_changed: false,
+            watch: Watch::default(),
+            stuck: 0,
             catch_ups: HashMap::new(),
             unindexed: Unindexed::default(),
             rows: 0,
@@ -180,12 +186,12 @@ impl Drain {
         }
         self.mail = mail;
         self.follow_ledger();
+        self.notice_late(now);
         let progress = match self.hand_over(now) {
             Ok(true) => Progress::More,
-            Ok(false) => Progress::Idle(self.next_wake()),
-            Err(Halt::Wait) => Progress::Idle(self.next_wake()),
-            Err(Halt::Scattered) => self.idle_until(now + RECORD_RETRY),
-            Err(Halt::Until(at)) => self.idle_until(at),
+            Ok(false) | Err(Halt::Wait) => Progress::Idle(self.next_wake(now)),
+            Err(Halt::Scattered) => self.idle_until(now + RECORD_RETRY, now),
+            Err(Halt::Until(at)) => self.idle_until(at, now),
         };
         self.dispatcher.outbox().flush_settlements();
         Some(progress)
@@ -196,6 +202,7 @@ impl Drain {
         if self.down.is_some() || self.is_waiting() && !self.transport_due(now) {
             return Ok(false);
         }
+        self.stuck = self.blocks.partitions().map(|(route, it)| self.dispatcher.owned_of_partition(route, it)).sum();
         let returned = self.hand_over_returned(now);
         self.close_gaps(now)?;
         returned?;
@@ -203,7 +210,9 @@ impl Drain {
         let caught = self.catch_up(now)?;
         let passed = self.pass(now)?;
         self.end_vain_probe();
-        Ok(caught || passed)
+        // Of a great many blocks only some are tried at a time.
+        let due = self.blocks.due(now).is_some() && !self.is_waiting();
+        Ok(caught || passed || due)
     }
 
     /// A transport that may be tried, and nothing to try it with: the next first attempt does. Otherwise a disk that
@@ -227,7 +236,7 @@ impl Drain {
         if at > now {
             return false;
         }
-        if self.dispatcher.in_flight().0 > 0 {
+        if self.dispatcher.in_flight().0 > self.stuck {
             // What it owns is the probe.
             self.blocks.set_state(BlockKey::Transport, BlockState::Waiting(now + OWNED_RETRY));
             return false;
@@ -263,7 +272,7 @@ impl Drain {
     fn offer(&mut self, again: &Again, now: Instant) -> Result<(), Halt> {
         let (owned, drained) = self.dispatcher.in_flight();
         let probing = self.blocks.get(BlockKey::Transport).is_some();
-        if self.pacer.room(drained) == 0 || probing && owned > 0 {
+        if self.pacer.room(drained.saturating_sub(self.stuck)) == 0 || probing && owned > self.stuck {
             return Err(Halt::Wait);
         }
         let outbox = self.dispatcher.outbox();
@@ -271,7 +280,8 @@ impl Drain {
             return Err(Halt::Scattered);
         }
         // First attempts in flight count: they may be late, be stored, and be delivered all the same.
-        if owned + outbox.unrecorded() >= self.options.redelivery_window && !self.makes_room(again.lsn) {
+        let unrecorded = self.dispatcher.owned_everywhere() + outbox.unrecorded();
+        if unrecorded >= self.options.redelivery_window && !self.makes_room(again.lsn) {
             outbox.flush_settlements();
             return Err(Halt::Until(now + RECORD_RETRY));
         }
@@ -282,13 +292,18 @@ impl Drain {
             return Err(Halt::Until(now + wait));
         }
         let attempt = self.dispatcher.again(again);
-        if !matches!(attempt, Attempt::Owned)
+        if !matches!(attempt, Attempt::Owned(_))
             && let Some(rate) = &mut self.rate
         {
             rate.give_back(1);
         }
         match attempt {
-            Attempt::Owned => Ok(()),
+            Attempt::Owned(partition) => {
+                if let Some(partition) = partition {
+                    self.watch.handed_over(partition, &again.message.route, again.lsn, now);
+                }
+                Ok(())
+            }
             Attempt::NoRoom => Err(Halt::Wait),
             // Something of the lane failed: the mail says what, or will, and rings.
             Attempt::Later => Err(Halt::Wait),
@@ -307,19 +322,22 @@ impl Drain {
         lsn == outbox.first_pending() && !outbox.is_recording()
     }
 
-    fn idle_until(&self, at: Instant) -> Progress {
-        Progress::Idle(Some(self.next_wake().map_or(at, |wake| wake.min(at))))
+    fn idle_until(&self, at: Instant, now: Instant) -> Progress {
+        Progress::Idle(Some(self.next_wake(now).map_or(at, |wake| wake.min(at))))
     }
 
-    fn next_wake(&self) -> Option<Instant> {
+    /// When there is something to do by itself. What is due already could not be done in this tick: that waits for a
+    /// bell, or for the time the tick names, and is no reason to come back at once.
+    fn next_wake(&self, now: Instant) -> Option<Instant> {
         if self.down.is_some() {
             return None;
         }
-        self.blocks.next_due()
-    }
-
-    /// Counts a dead letter.
-    pub(super) fn count_dead(&self) {
-        self.dispatcher.counters.dead.fetch_add(1, Ordering::Relaxed);
+        let due = match self.blocks.get(BlockKey::Transport).map(|block| block.state) {
+            // Nothing narrower is tried before.
+            Some(BlockState::Waiting(at)) => Some(at),
+            _ => self.blocks.next_due_after(now),
+        };
+        let late = self.watch.next(self.dispatcher.late_after());
+        [due, late].into_iter().flatten().min()
     }
 }

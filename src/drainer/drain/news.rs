@@ -90,23 +90,30 @@ impl Drain {
                 let key =
                     self.key_of(failure.scope, &message.route, entry.state().partition, lane_or_own(message, lsn));
                 self.block(key, &message.route, failure, false, probed == Some(key), now);
-                if let Some(other) = probed.filter(|other| *other != key) {
-                    self.restart_pass(other);
-                    self.blocks.set_state(other, BlockState::Waiting(now));
-                }
+                self.probe_with_another(probed, key, now);
             }
             Action::Suspect => {
                 let key = BlockKey::Lane(entry.route, lane_or_own(message, lsn));
                 self.block(key, &message.route, failure, true, probed == Some(key), now);
+                self.probe_with_another(probed, key, now);
             }
             Action::Bury => {
                 self.bury(lsn, entry, failure, attempts, now);
+                self.probe_with_another(probed, BlockKey::Lane(entry.route, lane_or_own(message, lsn)), now);
                 return;
             }
         }
         // What the cursor has not reached yet it will meet by itself.
         if lsn < self.cursor {
             self.returned.insert(lsn, Back { message: Arc::clone(message) });
+        }
+    }
+
+    /// What a block was probed with waits for `key` now: if that is another block, it tells nothing about the first.
+    fn probe_with_another(&mut self, probed: Option<BlockKey>, key: BlockKey, now: Instant) {
+        if let Some(other) = probed.filter(|other| *other != key) {
+            self.restart_pass(other);
+            self.blocks.try_another(other, now);
         }
     }
 
@@ -139,7 +146,7 @@ impl Drain {
         self.block(key, route, failure, failure.class == Class::Permanent, false, now);
     }
 
-    fn late(&mut self, route: &Route, partition: Option<i32>, now: Instant) {
+    pub(super) fn late(&mut self, route: &Route, partition: Option<i32>, now: Instant) {
         let scope = partition.map_or(Scope::Transport, Scope::Partition);
         let failure = Arc::new(Failure::new(Class::Transient, scope, "no acknowledgement within the deadline"));
         let key = self.key_of(scope, route, partition, Lane(0));
@@ -175,7 +182,7 @@ impl Drain {
     }
 
     fn key_of(&self, scope: Scope, route: &Route, partition: Option<i32>, lane: Lane) -> BlockKey {
-        let hash = self.dispatcher.route_hash(route);
+        let hash = route_hash(route);
         match (scope, partition) {
             (Scope::Transport, _) => BlockKey::Transport,
             (Scope::Route, _) => BlockKey::Route(hash),
@@ -269,7 +276,6 @@ impl Drain {
         match error {
             None => {
                 self.dispatcher.uncount(message);
-                self.count_dead();
                 tracing::error!(
                     id = %message.id, lsn, route = %message.route, %reason,
                     "the broker will never take this message: it is in the dead letters"

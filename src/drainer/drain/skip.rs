@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::catchup::{CatchUp, CatchUpError, Skipped, lane_or_own};
 use super::{BATCH, Drain, Halt, OWNED_RETRY, READ_RETRY};
-use crate::drainer::dispatcher::Again;
+use crate::drainer::dispatcher::{Again, route_hash};
 use crate::message::Outgoing;
 use crate::outbox::ledger::{ParkedKey, ParkedRow};
 use crate::schedule::{BlockKey, BlockState};
@@ -26,6 +26,9 @@ const MESSAGE_COST: u64 = 256;
 /// What reading one message by its place costs, in bytes of reading the log in order.
 const PLACE_COST: u64 = 64 << 10;
 
+/// What a block skipped cannot be read now. That block waits, and nothing else: what others skipped may well be read.
+struct Unreadable;
+
 impl Drain {
     /// Tries one message of each block whose time has come.
     pub(super) fn probe(&mut self, now: Instant) -> Result<(), Halt> {
@@ -38,7 +41,7 @@ impl Drain {
                 continue;
             }
             self.catch_ups.remove(&key);
-            let Some(skipped) = self.next_to_probe(key, now)? else { continue };
+            let Ok(Some(skipped)) = self.next_to_probe(key, now) else { continue };
             let alone = self.blocks.get(key).is_some_and(|block| block.alone);
             let (lsn, row) = (skipped.lsn, skipped.row);
             let again = Again { lsn, message: Arc::new(skipped.message), counted: true, alone };
@@ -59,7 +62,7 @@ impl Drain {
     }
 
     /// The message that a block is probed with; `None`: there is none, or not now.
-    fn next_to_probe(&mut self, key: BlockKey, now: Instant) -> Result<Option<Skipped>, Halt> {
+    fn next_to_probe(&mut self, key: BlockKey, now: Instant) -> Result<Option<Skipped>, Unreadable> {
         loop {
             let Some(skipped) = self.next_skipped(key, now)? else {
                 self.lift(key);
@@ -89,7 +92,8 @@ impl Drain {
                     more = true;
                     break;
                 }
-                let Some(skipped) = self.next_skipped(key, now)? else {
+                let Ok(skipped) = self.next_skipped(key, now) else { break };
+                let Some(skipped) = skipped else {
                     self.end_pass(key);
                     break;
                 };
@@ -135,7 +139,7 @@ impl Drain {
             let lane = lane_or_own(&message, lsn);
             let key = self.block_of(&message, lsn);
             let mine = message.route.transport == *self.dispatcher.name();
-            let route = self.dispatcher.route_hash(&message.route);
+            let route = route_hash(&message.route);
             let waits = key.is_some_and(|key| self.blocks.is_waiting(key))
                 || self.blocks.is_waiting(BlockKey::Lane(route, lane))
                 || self.blocks.wide(route).any(|(key, _)| self.blocks.is_waiting(key));
@@ -158,11 +162,7 @@ impl Drain {
 
     /// The row that the ledger may have of a message.
     fn row_of(&self, message: &Outgoing, lsn: Lsn) -> Option<ParkedKey> {
-        let key = || ParkedKey {
-            route: self.dispatcher.route_hash(&message.route),
-            lane: lane_or_own(message, lsn).hash(),
-            lsn,
-        };
+        let key = || ParkedKey { route: route_hash(&message.route), lane: lane_or_own(message, lsn).hash(), lsn };
         (self.rows > 0).then(key)
     }
 
@@ -171,14 +171,14 @@ impl Drain {
         if self.blocks.is_empty() {
             return None;
         }
-        let route = self.dispatcher.route_hash(&message.route);
+        let route = route_hash(&message.route);
         let partition = message.message.partition.or_else(|| self.dispatcher.transport().partition(message));
         self.blocks.find(route, partition, Some(lane_or_own(message, lsn)))
     }
 
     /// The block other than `key` that a skipped message waits for.
     fn elsewhere(&self, key: BlockKey, skipped: &Skipped) -> Option<BlockKey> {
-        let route = self.dispatcher.route_hash(&skipped.message.route);
+        let route = route_hash(&skipped.message.route);
         let message = &skipped.message;
         let partition = message.message.partition.or_else(|| self.dispatcher.transport().partition(message));
         self.blocks.elsewhere(key, route, partition, lane_or_own(message, skipped.lsn))
@@ -194,7 +194,7 @@ impl Drain {
     }
 
     fn key_of_row(&self, message: &Outgoing, lsn: Lsn) -> ParkedKey {
-        let route = self.dispatcher.route_hash(&message.route);
+        let route = route_hash(&message.route);
         ParkedKey { route, lane: lane_or_own(message, lsn).hash(), lsn }
     }
 
@@ -232,7 +232,7 @@ impl Drain {
     }
 
     /// The next message that was passed over because of `key` and may still have to be delivered.
-    pub(super) fn next_skipped(&mut self, key: BlockKey, now: Instant) -> Result<Option<Skipped>, Halt> {
+    fn next_skipped(&mut self, key: BlockKey, now: Instant) -> Result<Option<Skipped>, Unreadable> {
         loop {
             let outbox = Arc::clone(self.dispatcher.outbox());
             let by_rows = self.by_rows(key);
@@ -248,9 +248,10 @@ impl Drain {
                 }
                 Err(CatchUpError::Log(error)) => {
                     tracing::warn!(%error, "the outbox cannot be read now; it is tried again");
+                    self.blocks.set_state(key, BlockState::Waiting(now + READ_RETRY));
                     self.catch_ups.remove(&key);
-                    self.set_read_error(Some((error, now + READ_RETRY)));
-                    return Err(Halt::Until(now + READ_RETRY));
+                    self.set_read_error(Some((error, now)));
+                    return Err(Unreadable);
                 }
             }
         }
@@ -266,7 +267,7 @@ impl Drain {
     /// Whether a message that was read back is one that `key` holds up.
     pub(super) fn concerns(&self, key: BlockKey, skipped: &Skipped) -> bool {
         let message = &skipped.message;
-        let route = self.dispatcher.route_hash(&message.route);
+        let route = route_hash(&message.route);
         let in_scope = match key {
             BlockKey::Transport => false,
             BlockKey::Route(blocked) => blocked == route,

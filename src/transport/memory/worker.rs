@@ -113,7 +113,7 @@ impl Shared {
             let (down, paused, latency) = (state.down.clone(), state.paused, state.latency);
             let instance = state.instances.get_mut(&number)?;
             let mut wait_until = instance.closing;
-            if instance.queue.is_empty() {
+            if instance.owned() == 0 {
                 if instance.closing.is_some() {
                     state.instances.remove(&number);
                     return None;
@@ -123,7 +123,7 @@ impl Shared {
             } else if instance.closing.is_some_and(|deadline| deadline <= Instant::now()) {
                 let failure = Failure::new(Class::Transient, Scope::Transport, "the producer was closed");
                 return Some(instance.fail_all(&Arc::new(failure)));
-            } else if !paused {
+            } else if !paused && !instance.queue.is_empty() {
                 let due = *due.get_or_insert_with(|| Instant::now() + latency);
                 if due <= Instant::now() {
                     return Some(state.decide(number));
@@ -144,15 +144,22 @@ impl Shared {
         let mut state = self.lock();
         let Some(instance) = state.instances.get_mut(&number) else { return Vec::new() };
         let concerned = |handover: &Handover| handover.message.lane.is_some_and(|lane| lanes.contains(&lane));
-        let (swept, kept) = instance.queue.drain(..).partition(concerned);
-        instance.queue = kept;
-        Vec::from(swept)
+        let (mut swept, kept): (Vec<_>, _) = instance.hung.drain(..).partition(concerned);
+        instance.hung = kept.into();
+        let (more, kept): (Vec<_>, Vec<_>) = instance.queue.drain(..).partition(concerned);
+        instance.queue = kept.into();
+        swept.extend(more);
+        swept
     }
 }
 
 impl Instance {
+    pub(super) fn owned(&self) -> usize {
+        self.hung.len() + self.queue.len()
+    }
+
     fn fail_all(&mut self, failure: &Arc<Failure>) -> Vec<Verdict> {
         let failed = || Outcome::Failed { failure: failure.clone(), possibly_delivered: false };
-        self.queue.drain(..).map(|handover| (handover, failed())).collect()
+        self.hung.drain(..).chain(self.queue.drain(..)).map(|handover| (handover, failed())).collect()
     }
 }

@@ -1,0 +1,64 @@
+//! Stored messages that the transport owns for too long.
+//!
+//! A partition without a leader keeps what it owns for as long as it takes, and nothing fails. A first attempt is stored
+//! when its deadline passes, and says so; what comes from the log has no deadline. So of each partition one hand-over is
+//! watched: when that is late, the partition is blocked, and holds up itself alone.
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use super::Drain;
+use crate::clock;
+use crate::message::Route;
+use crate::wal::Lsn;
+
+/// How often it is looked, at most.
+const LOOK: Duration = Duration::from_millis(100);
+
+struct HandedOver {
+    route: Route,
+    lsn: Lsn,
+    since: Instant,
+}
+
+/// Of each partition that owns something, by its route's hash, a hand-over.
+#[derive(Default)]
+pub(super) struct Watch {
+    partitions: HashMap<(u64, i32), HandedOver>,
+    looked: Option<Instant>,
+}
+
+impl Watch {
+    /// A message was handed over. The first of its partition is watched, until that was reported on.
+    pub fn handed_over(&mut self, partition: (u64, i32), route: &Route, lsn: Lsn, now: Instant) {
+        let handed_over = || HandedOver { route: route.clone(), lsn, since: now };
+        self.partitions.entry(partition).or_insert_with(handed_over);
+    }
+
+    /// When the first that is watched will be late.
+    pub fn next(&self, late_after: Duration) -> Option<Instant> {
+        let first = self.partitions.values().map(|watched| watched.since).min()?;
+        let late = clock::after(first, late_after);
+        Some(self.looked.map_or(late, |looked| late.max(looked + LOOK)))
+    }
+}
+
+impl Drain {
+    /// Blocks partitions of which a hand-over is late.
+    pub(super) fn notice_late(&mut self, now: Instant) {
+        let watch = &mut self.watch;
+        let early = |looked: Instant| now.duration_since(looked) < LOOK;
+        if watch.partitions.is_empty() || watch.looked.is_some_and(early) {
+            return;
+        }
+        watch.looked = Some(now);
+        let (dispatcher, late_after) = (&self.dispatcher, self.dispatcher.late_after());
+        watch.partitions.retain(|_, watched| dispatcher.is_owned(watched.lsn));
+        // Watched again with the next hand-over: there is one when the block is lifted.
+        let late = watch.partitions.extract_if(|_, watched| clock::after(watched.since, late_after) <= now);
+        let late: Vec<_> = late.map(|((_, partition), watched)| (watched.route, partition)).collect();
+        for (route, partition) in late {
+            self.late(&route, Some(partition), now);
+        }
+    }
+}

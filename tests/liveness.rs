@@ -1,0 +1,305 @@
+//! Nothing that is stuck holds up what is not, and what was stuck goes on by itself: in one process, without opening the
+//! outbox anew.
+
+#![cfg(feature = "testing")]
+
+mod shows;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use outlast::testing::Broker;
+use outlast::transport::{Class, Handover, Monitor, Refused, StartError, Transport};
+use outlast::{Config, Message, Mode, OnPoison, Producer, SendErrorKind};
+use shows::{LONG, builder, builder_from, duplicates, in_order, numbered};
+use tempfile::TempDir;
+
+/// Attempts follow each other quickly.
+fn quick() -> Config {
+    let (base, cap) = (Duration::from_millis(1), Duration::from_millis(5));
+    Config { backoff_base: base, backoff_cap: cap, first_attempt: Duration::from_millis(100), ..Config::default() }
+}
+
+fn open(config: Config, dir: &Path, broker: &Broker) -> Producer {
+    builder_from(Producer::builder().config(config), dir, broker).open_blocking().expect("the producer opens")
+}
+
+/// A route that was blocked stayed so for ever if the message it was tried with was one that the broker never takes:
+/// that one's own lane was blocked instead, and nobody tried the route again.
+#[test]
+fn a_route_goes_on_when_what_it_was_tried_with_is_refused_for_good() {
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    broker.reject("t", Class::Hold);
+    broker.reject_message("poison");
+    let producer = open(quick(), dir.path(), &broker);
+    producer.blocking_send(Message::to("t").key("poisoned").payload("poison")).unwrap();
+    for number in 0..50 {
+        producer.blocking_send(numbered("t", "healthy", number)).unwrap();
+    }
+    broker.accept("t");
+    assert!(producer.blocking_drained(LONG).is_ok(), "{:?} {:?}", producer.health(), producer.stats());
+    assert_eq!((producer.stats().dead, in_order(&broker.delivered())["healthy"].len()), (1, 50));
+    producer.blocking_close(LONG).unwrap();
+}
+
+/// The same when the message had used up its attempts. Those of the next one count from its own first.
+#[test]
+fn a_route_goes_on_when_what_it_was_tried_with_has_used_up_its_attempts() {
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    broker.reject("t", Class::Hold);
+    let events = Config { max_attempts: Some(3), ..quick() };
+    let producer = open(events, dir.path(), &broker);
+    let attempts = || producer.stats().attempts;
+    for number in 0..50 {
+        producer.blocking_send(numbered("t", "a", number)).unwrap();
+    }
+    let begun = Instant::now();
+    while producer.stats().dead < 3 {
+        assert!(begun.elapsed() < LONG, "{:?}", producer.stats());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let (dead, tried) = (producer.stats().dead, attempts());
+    assert!(tried >= 3 * dead, "{dead} were given up after {tried} attempts in all");
+    broker.accept("t");
+    assert!(producer.blocking_drained(LONG).is_ok(), "{:?} {:?}", producer.health(), producer.stats());
+    let delivered = in_order(&broker.delivered()).values().map(Vec::len).sum::<usize>() as u64;
+    assert_eq!(delivered + producer.stats().dead, 50);
+    producer.blocking_close(LONG).unwrap();
+}
+
+/// A partition without a leader fails nothing and reports nothing. After a restart the drainer began with one message: if
+/// that was one of the partition's, nothing else of any topic was delivered until the leader came back; and if not, then
+/// as soon as the partition owned as much as it may.
+#[test]
+fn a_partition_that_hangs_holds_up_itself_alone() {
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    broker.partitions(4);
+    broker.down();
+    let config = Config { mode: Mode::WriteAhead, ..quick() };
+    let producer = open(config.clone(), dir.path(), &broker);
+    let message = |number: u64| {
+        let partition = number % 4;
+        numbered("t", &format!("<{partition}>"), number).partition(partition as i32)
+    };
+    // The first that is tried belongs to the one that hangs, and so do more than it may own.
+    let stuck = (0..3_000).map(|number| message(number * 4));
+    let others = (0..300).map(|number| message(number / 3 * 4 + number % 3 + 1));
+    pollster::block_on(producer.send_all(stuck.chain(others))).unwrap();
+    producer.blocking_close(LONG).unwrap();
+
+    broker.pause_partition(0);
+    broker.up();
+    let producer = open(config, dir.path(), &broker);
+    assert!(broker.wait_for(300, LONG), "{} delivered: {:?}", broker.delivered().len(), producer.stats());
+    broker.resume_partition(0);
+    assert!(producer.blocking_drained(LONG).is_ok(), "{:?} {:?}", producer.health(), producer.stats());
+    assert_eq!(in_order(&broker.delivered()).values().map(Vec::len).sum::<usize>(), 3_300);
+    producer.blocking_close(LONG).unwrap();
+}
+
+/// The time that the drainers of this process have used, in hundredths of a second.
+#[cfg(target_os = "linux")]
+fn drainers_time() -> u64 {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+    let stats = tasks.filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
+    let used = |stat: String| -> Option<u64> {
+        let (name, rest) = (stat.split(['(', ')']).nth(1)?, stat.rsplit(')').next()?);
+        let fields: Vec<&str> = rest.split_whitespace().collect();
+        name.starts_with("outlast-drain-s")
+            .then(|| fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap())
+    };
+    stats.filter_map(used).sum()
+}
+
+/// While the whole transport waited, a lane whose time had come was no reason to sleep: the drainer went round and
+/// round, on a whole core, for up to thirty seconds at a time.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_drainer_that_may_try_nothing_sleeps() {
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    broker.reject_message("poison");
+    let (base, cap) = (Duration::from_secs(20), Duration::from_secs(20));
+    let config = Config { backoff_base: base, backoff_cap: cap, on_poison: OnPoison::Hold, ..quick() };
+    // A name of its own: other tests of this process have drainers, too.
+    let producer = Producer::builder()
+        .config(config)
+        .outbox(dir.path().join("outbox"))
+        .custom_transport("s", broker.transport())
+        .open_blocking()
+        .unwrap();
+    for lane in 0..20 {
+        producer.blocking_send(Message::to("t").key(format!("{lane}")).payload("poison")).unwrap();
+    }
+    // From here on it has room for nothing, which is the whole transport's failure, though it is there.
+    broker.capacity(0);
+    producer.blocking_send(numbered("t", "a", 1)).unwrap();
+    let begun = Instant::now();
+    while producer.stats().transports[0].up {
+        assert!(begun.elapsed() < LONG, "{:?}", producer.stats());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let before = drainers_time();
+    std::thread::sleep(Duration::from_secs(1));
+    let used = drainers_time() - before;
+    assert!(used < 30, "the drainer used {used} hundredths of a second in one that it had nothing to do in");
+}
+
+/// `close` waited while the drainer handed over more and more; when the grace had passed, what was in flight was cut off
+/// and came again after the next start.
+#[test]
+fn close_in_the_middle_of_a_drain_waits_for_what_is_in_flight_and_doubles_nothing() {
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    let config = Config { window_messages: 50, ..quick() };
+    let producer = open(config.clone(), dir.path(), &broker);
+    broker.down();
+    let messages = (0..3_000).map(|number| numbered("t", &format!("<{}>", number % 7), number));
+    pollster::block_on(producer.send_all(messages)).unwrap();
+    broker.latency(Duration::from_millis(5));
+    broker.up();
+    assert!(broker.wait_for(200, LONG));
+    let begun = Instant::now();
+    let closed = producer.blocking_close(LONG).unwrap();
+    assert!(begun.elapsed() < LONG / 4, "what is in flight takes no {:?}", begun.elapsed());
+    assert!(closed.pending > 0, "closed in the middle");
+    assert_eq!(producer.blocking_close(LONG).unwrap(), closed, "whoever closes again is told the same");
+
+    let producer = open(config, dir.path(), &broker);
+    producer.blocking_drained(LONG).unwrap();
+    assert_eq!((duplicates(&broker.delivered()), broker.delivered().len()), (0, 3_000));
+    producer.blocking_close(LONG).unwrap();
+}
+
+struct CannotStart;
+
+impl Transport for CannotStart {
+    fn start(&self, _: Monitor) -> Result<(), StartError> {
+        Err(StartError("no such certificate".into()))
+    }
+    fn submit(&self, _: Handover) -> Result<(), Refused> {
+        unreachable!("nothing is submitted to what did not start")
+    }
+    fn close(&self, _: Duration) {}
+}
+
+/// The first transport's drainer ran when the second could not start: it kept the outbox, and delivered from it, while
+/// every further start in this process was refused.
+#[test]
+fn a_start_that_fails_delivers_nothing_and_lets_go_of_the_outbox() {
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    broker.down();
+    let producer = open(quick(), dir.path(), &broker);
+    producer.blocking_send(numbered("t", "a", 1)).unwrap();
+    producer.blocking_close(LONG).unwrap();
+    broker.up();
+
+    let both = builder(dir.path(), &broker).custom_transport("other", Arc::new(CannotStart));
+    let error = both.open_blocking().expect_err("one of them cannot start");
+    assert!(error.to_string().contains("no such certificate"), "{error}");
+    assert_eq!(broker.delivered().len(), 0, "nothing was handed over");
+
+    let producer = builder(dir.path(), &broker).lock_wait(Duration::ZERO).open_blocking().expect("nobody holds it");
+    producer.blocking_drained(LONG).unwrap();
+    producer.blocking_close(LONG).unwrap();
+}
+
+/// A window full of messages, and as many that waited for it, were a reason to say that the outbox is full.
+#[test]
+fn a_broker_slower_than_its_callers_fills_the_outbox_and_refuses_nothing() {
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    let config = Config { window_messages: 10, first_attempt: LONG * 10, ..quick() };
+    let producer = open(config, dir.path(), &broker);
+    producer.blocking_send(numbered("t", "first", 0)).unwrap();
+    broker.pause();
+    let sent: Vec<_> =
+        (0..100).map(|number| producer.try_send(numbered("t", &number.to_string(), 0)).unwrap()).collect();
+    let begun = Instant::now();
+    while producer.stats().stored < 80 {
+        assert!(begun.elapsed() < LONG, "{:?}", producer.stats());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    broker.resume();
+    let delivered = sent.into_iter().map(pollster::block_on).filter(|receipt| receipt.as_ref().unwrap().is_delivered());
+    assert_eq!(delivered.count(), 20);
+    producer.blocking_drained(LONG).unwrap();
+    assert_eq!((duplicates(&broker.delivered()), in_order(&broker.delivered()).len()), (0, 101));
+    producer.blocking_close(LONG).unwrap();
+}
+
+/// What was stored at once took the space that is kept for first attempts; and all transports' messages waited for space in
+/// one queue.
+#[test]
+fn one_transport_that_is_down_and_fills_the_outbox_does_not_stop_the_others() {
+    let (dir, down, healthy) = (TempDir::new().unwrap(), Broker::new(), Broker::new());
+    let producer = Producer::builder()
+        .config(Config { max_bytes: Some(256 << 10), segment_bytes: 64 << 10, max_message_bytes: 8 << 10, ..quick() })
+        .outbox(dir.path().join("outbox"))
+        .custom_transport("down", down.transport())
+        .custom_transport("healthy", healthy.transport())
+        .open_blocking()
+        .unwrap();
+    down.down();
+    let send = |number: u64| producer.send(numbered("t", "a", number).header("filler", vec![0; 2_000]));
+    let mut waiting = Vec::new();
+    for number in 0.. {
+        waiting.push(send(number));
+        // They wait for space: more than one, so that others would come behind them.
+        if producer.stats().waiting_for_space > 3 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let receipt = producer.blocking_send(numbered("t", "b", 1).via("healthy")).unwrap();
+    assert!(receipt.is_delivered(), "{receipt:?}");
+    down.up();
+    let count = waiting.len();
+    waiting.into_iter().for_each(|future| drop(pollster::block_on(future).unwrap()));
+    producer.blocking_drained(LONG).unwrap();
+    assert_eq!(in_order(&down.delivered())["a"].len(), count);
+    producer.blocking_close(LONG).unwrap();
+}
+
+/// Whoever queued for space just after `close` had looked into the queue was never answered.
+#[test]
+fn whoever_sends_while_somebody_closes_is_answered() {
+    for _ in 0..20 {
+        let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+        broker.down();
+        let limits =
+            Config { max_bytes: Some(256 << 10), segment_bytes: 64 << 10, max_message_bytes: 8 << 10, ..quick() };
+        let producer = open_with(limits, dir.path(), &broker);
+        let sender = producer.clone();
+        let sending = std::thread::spawn(move || {
+            for number in 0.. {
+                let sent = pollster::block_on(sender.send(numbered("t", "a", number).header("filler", vec![0; 4_000])));
+                match sent.map_err(|error| error.kind()) {
+                    Ok(_) => {}
+                    Err(SendErrorKind::Closed) => return,
+                    Err(kind) => panic!("{kind:?}"),
+                }
+            }
+        });
+        let begun = Instant::now();
+        while producer.stats().waiting_for_space == 0 {
+            assert!(begun.elapsed() < LONG, "{:?}", producer.stats());
+        }
+        producer.blocking_close(LONG).unwrap();
+        sending.join().unwrap();
+    }
+}
+
+fn open_with(config: Config, dir: &Path, broker: &Broker) -> Producer {
+    let builder = Producer::builder().config(config).outbox(dir.join("outbox"));
+    builder.custom_transport("memory", broker.transport()).open_blocking().expect("the producer opens")
+}
+
+/// Times that the clock cannot add up panicked in the caller, or in a thread that somebody waited for.
+#[test]
+fn for_ever_is_a_time() {
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    let config = Config { first_attempt: Duration::MAX, space_wait: Duration::MAX, ..quick() };
+    let producer = open(config, dir.path(), &broker);
+    assert!(producer.blocking_send(numbered("t", "a", 1)).unwrap().is_delivered());
+    pollster::block_on(producer.drained(Duration::MAX)).unwrap();
+    assert_eq!(producer.blocking_close(Duration::MAX).unwrap().pending, 0);
+}
