@@ -150,23 +150,21 @@ fn a_drainer_that_may_try_nothing_sleeps() {
 #[test]
 fn close_in_the_middle_of_a_drain_waits_for_what_is_in_flight_and_doubles_nothing() {
     let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
-    let config = Config { window_messages: 50, ..quick() };
+    let config = Config { window_messages: 200, ..quick() };
     let producer = open(config.clone(), dir.path(), &broker);
     broker.down();
-    let messages = (0..3_000).map(|number| numbered("t", &format!("<{}>", number % 7), number));
+    let messages = (0..5_000).map(|number| numbered("t", &format!("<{}>", number % 7), number));
     pollster::block_on(producer.send_all(messages)).unwrap();
-    broker.latency(Duration::from_millis(5));
+    broker.latency(Duration::from_millis(30));
     broker.up();
-    assert!(broker.wait_for(200, LONG));
-    let begun = Instant::now();
+    assert!(broker.wait_for(500, LONG));
     let closed = producer.blocking_close(LONG).unwrap();
-    assert!(begun.elapsed() < LONG / 4, "what is in flight takes no {:?}", begun.elapsed());
-    assert!(closed.pending > 0, "closed in the middle");
+    assert!(closed.pending > 1_000, "it went on handing over: {closed:?}");
     assert_eq!(producer.blocking_close(LONG).unwrap(), closed, "whoever closes again is told the same");
 
     let producer = open(config, dir.path(), &broker);
     producer.blocking_drained(LONG).unwrap();
-    assert_eq!((duplicates(&broker.delivered()), broker.delivered().len()), (0, 3_000));
+    assert_eq!((duplicates(&broker.delivered()), broker.delivered().len()), (0, 5_000));
     producer.blocking_close(LONG).unwrap();
 }
 

@@ -2,12 +2,14 @@
 
 mod backoff;
 mod blocks;
+mod lines;
 mod pacer;
 mod rate;
 mod verdict;
 
 pub use backoff::Backoff;
-pub use blocks::{BlockKey, BlockState, Blocks, Failed};
+pub use blocks::{Block, BlockKey, BlockState, Blocks, Failed};
+pub use lines::Lines;
 pub use pacer::Pacer;
 pub use rate::Rate;
 pub use verdict::{Action, Circumstances, action};

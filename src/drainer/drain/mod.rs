@@ -25,7 +25,7 @@ use super::mailbox::Mail;
 use crate::config::OnPoison;
 use crate::message::Outgoing;
 use crate::outbox::{Scan, ScanError};
-use crate::schedule::{Backoff, BlockKey, BlockState, Blocks, Pacer, Rate};
+use crate::schedule::{Backoff, BlockKey, BlockState, Blocks, Lines, Pacer, Rate};
 use crate::transport::Failure;
 use crate::wal::{Lsn, Place};
 
@@ -90,6 +90,7 @@ pub struct Drain {
     pub(super) cursor: Lsn,
     pub(super) transport_attempts: u32,
     pub(super) view_changed: bool,
+    lines: KindsOfLines,
     watch: Watch,
     /// Messages that blocked partitions own: they hold up nobody else.
     stuck: usize,
@@ -105,6 +106,15 @@ pub struct Drain {
     backlog: bool,
     read_error: Option<(ScanError, Instant)>,
     mail: Vec<Mail>,
+}
+
+/// What is written to the log now and then, however often it happens.
+#[derive(Default)]
+struct KindsOfLines {
+    failed: Lines,
+    lifted: Lines,
+    dead: Lines,
+    unreadable: Lines,
 }
 
 /// Why the stages of a tick stop.
@@ -135,6 +145,7 @@ impl Drain {
             cursor: first,
             transport_attempts: 0,
             view_changed: false,
+            lines: KindsOfLines::default(),
             watch: Watch::default(),
             stuck: 0,
             catch_ups: HashMap::new(),

@@ -233,9 +233,11 @@ impl Drain {
             }
             BlockKey::Route(_) | BlockKey::Partition(..) => {}
         }
-        if attempts.is_power_of_two() {
+        if attempts.is_power_of_two()
+            && let Some(suppressed) = self.lines.failed.admit(now)
+        {
             tracing::warn!(
-                transport = %self.dispatcher.name(), %route, attempts, class = class.name(), %reason,
+                transport = %self.dispatcher.name(), %route, attempts, class = class.name(), %reason, suppressed,
                 "delivery failed; it is tried again"
             );
         }
@@ -276,10 +278,12 @@ impl Drain {
         match error {
             None => {
                 self.dispatcher.uncount(message);
-                tracing::error!(
-                    id = %message.id, lsn, route = %message.route, %reason,
-                    "the broker will never take this message: it is in the dead letters"
-                );
+                if let Some(suppressed) = self.lines.dead.admit(now) {
+                    tracing::error!(
+                        id = %message.id, lsn, route = %message.route, %reason, suppressed,
+                        "the broker will never take this message: it is in the dead letters"
+                    );
+                }
                 self.dispatcher.fate(lsn, || Fate::Dead(reason.clone()));
                 let (id, route) = (message.id, message.route.clone());
                 self.dispatcher.tell(Event::DeadLettered { id, lsn, route, reason });

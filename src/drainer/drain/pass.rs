@@ -86,7 +86,9 @@ impl Drain {
             }
             Ok(Scanned::End) => Ok(false),
             Err(error) => {
-                tracing::warn!(%error, "the outbox cannot be read now; it is tried again");
+                if let Some(suppressed) = self.lines.unreadable.admit(now) {
+                    tracing::warn!(%error, suppressed, "the outbox cannot be read now; it is tried again");
+                }
                 self.set_read_error(Some((error, now + READ_RETRY)));
                 Err(Halt::Until(now + READ_RETRY))
             }

@@ -9,7 +9,8 @@ use super::{BATCH, Drain, Halt, OWNED_RETRY, READ_RETRY};
 use crate::drainer::dispatcher::{Again, route_hash};
 use crate::message::Outgoing;
 use crate::outbox::ledger::{ParkedKey, ParkedRow};
-use crate::schedule::{BlockKey, BlockState};
+use crate::schedule::{Block, BlockKey, BlockState};
+use crate::transport::Class;
 use crate::wal::{Lsn, Place};
 
 /// How long after the transport had no room for a probe it is tried again.
@@ -25,6 +26,12 @@ const GAPS: usize = 256;
 const MESSAGE_COST: u64 = 256;
 /// What reading one message by its place costs, in bytes of reading the log in order.
 const PLACE_COST: u64 = 64 << 10;
+
+/// Whether a probe goes alone: where a verdict is to be had that means this message, and where somebody has to mend
+/// something first, since such a refusal brings down what is handed over together with it (DESIGN.md 4.2).
+fn is_tried_alone(key: BlockKey, block: &Block) -> bool {
+    block.alone || block.class == Class::Hold && key != BlockKey::Transport
+}
 
 /// What a block skipped cannot be read now. That block waits, and nothing else: what others skipped may well be read.
 struct Unreadable;
@@ -42,7 +49,7 @@ impl Drain {
             }
             self.catch_ups.remove(&key);
             let Ok(Some(skipped)) = self.next_to_probe(key, now) else { continue };
-            let alone = self.blocks.get(key).is_some_and(|block| block.alone);
+            let alone = self.blocks.get(key).is_some_and(|block| is_tried_alone(key, block));
             let (lsn, row) = (skipped.lsn, skipped.row);
             let again = Again { lsn, message: Arc::new(skipped.message), counted: true, alone };
             match self.offer(&again, now) {
@@ -247,7 +254,9 @@ impl Drain {
                     self.catch_ups.remove(&key);
                 }
                 Err(CatchUpError::Log(error)) => {
-                    tracing::warn!(%error, "the outbox cannot be read now; it is tried again");
+                    if let Some(suppressed) = self.lines.unreadable.admit(now) {
+                        tracing::warn!(%error, suppressed, "the outbox cannot be read now; it is tried again");
+                    }
                     self.blocks.set_state(key, BlockState::Waiting(now + READ_RETRY));
                     self.catch_ups.remove(&key);
                     self.set_read_error(Some((error, now)));
@@ -316,7 +325,10 @@ impl Drain {
         self.catch_ups.remove(&key);
         self.unindexed.remove(key);
         if let Some(block) = self.blocks.remove(key) {
-            tracing::info!(transport = %self.dispatcher.name(), route = %block.route, "delivery goes on");
+            if let Some(suppressed) = self.lines.lifted.admit(Instant::now()) {
+                let transport = self.dispatcher.name();
+                tracing::info!(%transport, route = %block.route, suppressed, "delivery goes on");
+            }
         }
         self.dispatcher.gate().unblock(key);
         if let BlockKey::Lane(route, lane) = key {
