@@ -98,6 +98,29 @@ fn a_partition_that_hangs_holds_up_itself_alone() {
     producer.blocking_close(LONG).unwrap();
 }
 
+/// Each partition may own 2,000 messages: five that hang owned the whole window, and nothing else was sent.
+#[test]
+fn partitions_that_hang_do_not_keep_the_window_to_themselves() {
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    broker.partitions(8);
+    let config = Config { window_messages: 600, mode: Mode::WriteAhead, ..quick() };
+    let producer = open(config, dir.path(), &broker);
+    (0..6).for_each(|partition| broker.pause_partition(partition));
+    let message = |partition: u64, number: u64| {
+        numbered("t", &format!("<{partition}>"), number).partition(partition as i32)
+    };
+    let stuck = (0..200).flat_map(|number| (0..6).map(move |partition| message(partition, number)));
+    pollster::block_on(producer.send_all(stuck)).unwrap();
+    let others = (0..200).flat_map(|number| (6..8).map(move |partition| message(partition, number)));
+    pollster::block_on(producer.send_all(others)).unwrap();
+    assert!(broker.wait_for(400, LONG), "{} delivered: {:?}", broker.delivered().len(), producer.stats());
+    (0..6).for_each(|partition| broker.resume_partition(partition));
+    assert!(producer.blocking_drained(LONG).is_ok(), "{:?} {:?}", producer.health(), producer.stats());
+    let delivered = broker.delivered();
+    assert_eq!((duplicates(&delivered), in_order(&delivered).values().map(Vec::len).sum::<usize>()), (0, 1_600));
+    producer.blocking_close(LONG).unwrap();
+}
+
 /// The time that the drainers of this process have used, in hundredths of a second.
 #[cfg(target_os = "linux")]
 fn drainers_time() -> u64 {

@@ -118,9 +118,9 @@ impl Window {
         self.drained
     }
 
-    /// Messages owned of one partition.
-    pub fn of_partition(&self, route: u64, partition: i32) -> usize {
-        self.partitions.get(&(route, partition)).map_or(0, |share| share.messages)
+    /// Messages owned of one partition, and their bytes.
+    pub fn of_partition(&self, route: u64, partition: i32) -> (usize, usize) {
+        self.partitions.get(&(route, partition)).map_or((0, 0), |share| (share.messages, share.bytes))
     }
 }
 

@@ -96,6 +96,8 @@ struct Instance {
     hung: VecDeque<Handover>,
     monitor: Option<Monitor>,
     refused_routes: HashSet<Route>,
+    /// Everything is to be handed back.
+    handing_back: bool,
     /// Set by `close`: when what is still owned is to be reported as failed.
     closing: Option<Instant>,
 }

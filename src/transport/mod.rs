@@ -64,6 +64,11 @@ pub trait Transport: Send + Sync + 'static {
     /// owned the message; the ticket comes back unused.
     fn submit(&self, handover: Handover) -> Result<(), Refused>;
 
+    /// Hands everything back that is owned, reported as failed ([`Class::Fatal`]): so much of it belongs to partitions that
+    /// hang that little else can be sent. Called from the drainer's thread, and rarely; the reports may come later. A
+    /// transport that has no partitions, or of which none can hang, has nothing to do.
+    fn hand_back(&self) {}
+
     /// Stops: reports what can be within `grace`, everything else as failed. Nothing is submitted afterwards.
     /// Blocks for `grace` at most, and a little for the threads to end.
     fn close(&self, grace: Duration);

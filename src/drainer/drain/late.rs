@@ -12,6 +12,8 @@ use crate::clock;
 use crate::message::Route;
 use crate::wal::Lsn;
 
+/// How often a transport is asked to hand everything back, at most: what it owned takes its time to be reported.
+const HAND_BACK: Duration = Duration::from_secs(10);
 /// How often it is looked, at most.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -44,6 +46,26 @@ impl Watch {
 }
 
 impl Drain {
+    /// Counts what blocked partitions own. Together they may own half the window; if it is more, the transport hands
+    /// everything back, and each of them is tried with one message from then on.
+    pub(super) fn free_the_window(&mut self, now: Instant) {
+        if self.blocks.is_empty() {
+            self.stuck = 0;
+            return;
+        }
+        let (messages, too_much) = self.dispatcher.owned_of_partitions(self.blocks.partitions());
+        self.stuck = messages;
+        let lately = self.handed_back.is_some_and(|at| now.duration_since(at) < HAND_BACK);
+        if too_much && !lately {
+            self.handed_back = Some(now);
+            tracing::warn!(
+                transport = %self.dispatcher.name(), messages,
+                "partitions that do not acknowledge own more than half the window: everything is handed back"
+            );
+            self.dispatcher.transport().hand_back();
+        }
+    }
+
     /// Blocks partitions of which a hand-over is late.
     pub(super) fn notice_late(&mut self, now: Instant) {
         let watch = &mut self.watch;

@@ -94,6 +94,7 @@ pub struct Drain {
     watch: Watch,
     /// Messages that blocked partitions own: they hold up nobody else.
     stuck: usize,
+    handed_back: Option<Instant>,
     catch_ups: HashMap<BlockKey, CatchUp>,
     unindexed: Unindexed,
     rows: u64,
@@ -148,6 +149,7 @@ impl Drain {
             lines: KindsOfLines::default(),
             watch: Watch::default(),
             stuck: 0,
+            handed_back: None,
             catch_ups: HashMap::new(),
             unindexed: Unindexed::default(),
             rows: 0,
@@ -213,7 +215,7 @@ impl Drain {
         if self.down.is_some() || self.is_waiting() && !self.transport_due(now) {
             return Ok(false);
         }
-        self.stuck = self.blocks.partitions().map(|(route, it)| self.dispatcher.owned_of_partition(route, it)).sum();
+        self.free_the_window(now);
         let returned = self.hand_over_returned(now);
         self.close_gaps(now)?;
         returned?;

@@ -61,6 +61,11 @@ impl Transport for MemoryTransport {
         }
     }
 
+    fn hand_back(&self) {
+        self.shared.lock().instances.get_mut(&self.number).into_iter().for_each(|instance| instance.handing_back = true);
+        self.shared.changed.notify_all();
+    }
+
     fn close(&self, grace: Duration) {
         self.shared.stop(self.number, grace);
         let worker = lock(&self.worker).take();
@@ -120,6 +125,9 @@ impl Shared {
                 }
             } else if let Some(failure) = down {
                 return Some(instance.fail_all(&failure));
+            } else if std::mem::take(&mut instance.handing_back) {
+                let failure = Failure::new(Class::Fatal, Scope::Transport, "handed back, because too much of it hangs");
+                return Some(instance.fail_all(&Arc::new(failure)));
             } else if instance.closing.is_some_and(|deadline| deadline <= Instant::now()) {
                 let failure = Failure::new(Class::Transient, Scope::Transport, "the producer was closed");
                 return Some(instance.fail_all(&Arc::new(failure)));
