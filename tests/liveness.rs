@@ -104,20 +104,24 @@ fn partitions_that_hang_do_not_keep_the_window_to_themselves() {
     let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
     broker.partitions(8);
     let config = Config { window_messages: 600, mode: Mode::WriteAhead, ..quick() };
+    let config = Config { first_attempt: Duration::from_millis(500), ..config };
     let producer = open(config, dir.path(), &broker);
+    let message =
+        |partition: u64, number: u64| numbered("t", &format!("<{partition}>"), number).partition(partition as i32);
+    // The drainer begins with one message at a time, and has to have seen that the broker takes more.
+    producer.blocking_send_all((0..2_000).map(|number| message(7, number))).unwrap();
+    producer.blocking_drained(LONG).unwrap();
     (0..6).for_each(|partition| broker.pause_partition(partition));
-    let message = |partition: u64, number: u64| {
-        numbered("t", &format!("<{partition}>"), number).partition(partition as i32)
-    };
     let stuck = (0..200).flat_map(|number| (0..6).map(move |partition| message(partition, number)));
     pollster::block_on(producer.send_all(stuck)).unwrap();
-    let others = (0..200).flat_map(|number| (6..8).map(move |partition| message(partition, number)));
+    assert!(broker.wait_for_owned(600, LONG), "they fill the window: {:?}", producer.stats());
+    let others = (2_000..2_200).flat_map(|number| (6..8).map(move |partition| message(partition, number)));
     pollster::block_on(producer.send_all(others)).unwrap();
-    assert!(broker.wait_for(400, LONG), "{} delivered: {:?}", broker.delivered().len(), producer.stats());
+    assert!(broker.wait_for(2_400, LONG), "{} delivered: {:?}", broker.delivered().len(), producer.stats());
     (0..6).for_each(|partition| broker.resume_partition(partition));
     assert!(producer.blocking_drained(LONG).is_ok(), "{:?} {:?}", producer.health(), producer.stats());
     let delivered = broker.delivered();
-    assert_eq!((duplicates(&delivered), in_order(&delivered).values().map(Vec::len).sum::<usize>()), (0, 1_600));
+    assert_eq!((duplicates(&delivered), in_order(&delivered).values().map(Vec::len).sum::<usize>()), (0, 3_600));
     producer.blocking_close(LONG).unwrap();
 }
 

@@ -134,6 +134,17 @@ impl Producer {
         }
     }
 
+    /// As [`send_all`](Self::send_all), and blocks the thread until all are accepted or one is not.
+    ///
+    /// # Errors
+    /// As `send_all`.
+    pub fn blocking_send_all(
+        &self,
+        messages: impl IntoIterator<Item = Message>,
+    ) -> Result<Vec<Receipt>, SendAllError> {
+        pollster::block_on(self.send_all(messages))
+    }
+
     /// What happens from now on: what became of stored messages, failures, brokers that come and go.
     pub fn events(&self) -> Events {
         Events(self.core.events.subscribe())
