@@ -159,6 +159,11 @@ impl File for GuardedFile {
         self.file.allocate(length)
     }
 
+    fn truncate(&self, length: u64) -> io::Result<()> {
+        self.guard.check()?;
+        self.file.truncate(length)
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         self.file.sync_data()?;
         self.guard.check()

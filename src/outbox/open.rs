@@ -142,6 +142,8 @@ impl Outbox {
         let record_bytes = u64::from(wal.options.record_bytes);
         // So that a dead letter finds room on a disk that is full by then.
         dead.wal.request(record_bytes);
+        let space = Space::new(u64::from(wal.options.segment_bytes) / 2);
+        wal.wal.keep_promised(space.reserved());
         let routes = &wal.recovered.state.routes;
         let mut damage = wal.recovered.damage;
         damage.extend(dead.recovered.damage);
@@ -157,7 +159,7 @@ impl Outbox {
         Self {
             totals: Mutex::new(Totals::recovered(routes.iter())),
             settling: Mutex::new(Settling::recovered(wal.recovered.state.settled)),
-            space: Space::new(u64::from(wal.options.segment_bytes) / 2),
+            space,
             numbers: AtomicU64::new(1),
             set_aside: AtomicU64::new(damaged::count(&*storage, directory.paths())),
             incarnation: wal.options.incarnation,

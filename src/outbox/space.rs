@@ -54,6 +54,11 @@ impl Space {
         Self { reserved: Arc::new(AtomicU64::new(0)), share }
     }
 
+    /// Bytes reserved at any time.
+    pub fn reserved(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.reserved)
+    }
+
     /// Reserves `bytes`, or asks for more to be prepared and says why there is none yet.
     pub fn reserve(&self, wal: &Wal, bytes: u64, share: Share) -> Result<Reservation, NoRoom> {
         let before = self.reserved.fetch_add(bytes, Ordering::AcqRel);

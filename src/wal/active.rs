@@ -20,6 +20,8 @@ use crate::planted::{self, Planted};
 pub(super) struct Failed {
     pub error: WalError,
     pub group: Group,
+    /// No file was renamed or written to.
+    pub untouched: bool,
 }
 
 /// A frame that was written.
@@ -154,7 +156,7 @@ pub(super) fn open(
 ) -> Result<(Active, Vec<Written>), Box<Failed>> {
     let Prepared { path: free, file } = match space::take(shared, group.has_messages()) {
         Ok(prepared) => prepared,
-        Err(error) => return Err(failed(error, group)),
+        Err(error) => return Err(Box::new(Failed { error, group, untouched: true })),
     };
     let path = segment::path(&shared.directory, origin.number);
     if let Err(error) = shared.storage.rename(&free, &path) {
@@ -224,7 +226,7 @@ fn begin(
 }
 
 fn failed(error: WalError, group: Group) -> Box<Failed> {
-    Box::new(Failed { error, group })
+    Box::new(Failed { error, group, untouched: false })
 }
 
 fn named(shared: &Shared) -> Result<(), WalError> {

@@ -7,20 +7,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use super::active::{self, Active, Origin, Written};
-use super::error::WalError;
+use super::active::{Active, Written};
 use super::frame::{FRAME_HEADER, FrameKind, FrameView};
 use super::log::Turn;
 use super::queue::{self, Barrier, Group};
-use super::shared::{Shared, TailFrame, Trouble};
-use super::state::SegmentInfo;
+use super::shared::{Shared, TailFrame};
 use super::{BLOCK, Lsn, Settled, round_up};
 use crate::planted::{self, Planted};
 
-/// After settlements could not be written, how long until they are tried again without company.
-const RETRY: Duration = Duration::from_secs(1);
 /// Settlement bytes in a frame, at most, of the room it has.
 const CONTROL_SHARE: u64 = 4;
 
@@ -28,7 +24,7 @@ const CONTROL_SHARE: u64 = 4;
 pub(super) struct Committer {
     pub shared: Arc<Shared>,
     pub active: Option<Active>,
-    next_number: u64,
+    pub next_number: u64,
     pub last_write: Option<Instant>,
     /// The oldest settlement frame that was written and not synced.
     pub unsynced_since: Option<Instant>,
@@ -108,7 +104,8 @@ impl Committer {
         queue.wake = false;
         let rejected = std::mem::take(&mut queue.rejected);
         self.barriers.append(&mut queue.barriers);
-        let group = queue.groups.pop_front();
+        let mut group = queue.groups.pop_front();
+        queue.on_their_way = group.as_mut().map(|group| std::mem::take(&mut group.routes)).unwrap_or_default();
         queue.expected = group.as_ref().map_or(queue.expected, |group| group.frame.len() + BLOCK as usize);
         let pressed = group.is_some() || queue.closing || !self.barriers.is_empty();
         let due = queue.controls_since.is_some_and(|since| since + shared.options.control_after <= now);
@@ -129,6 +126,8 @@ impl Committer {
         let view = shared.view();
         let unsynced =
             self.active.iter().flat_map(|active| &active.unsynced).flat_map(|written| &written.group.controls);
+        let segments = view.segments.len() + 1;
+        let most = shared.options.most_ranges(segments, queue.routes.bytes());
         let mut ranges = view.state.settled.len() + unsynced.map(|settled| settled.ranges.len()).sum::<usize>();
         let (mut taken, mut deferred, mut bytes) = (Vec::new(), Vec::new(), 0);
         let old = std::mem::take(&mut queue.deferred);
@@ -139,7 +138,7 @@ impl Committer {
                 queue.controls.push_back(settled);
                 break;
             }
-            let room = shared.options.max_ranges.saturating_sub(ranges);
+            let room = most.saturating_sub(ranges);
             let (fits, later) = queue::within(settled, &view.state.settled, room);
             deferred.extend(later);
             if let Some(settled) = fits {
@@ -150,6 +149,7 @@ impl Committer {
         }
         queue.controls.extend(waiting);
         queue.deferred = deferred;
+        queue.routes.set_most(shared.options.most_route_bytes(segments, ranges));
         queue.in_hand = taken.iter().map(Settled::lsns).sum();
         if queue.controls.is_empty() {
             self.settlements = queue.submitted;
@@ -159,12 +159,21 @@ impl Committer {
     }
 
     fn commit(&mut self, mut group: Option<Group>, controls: Vec<Settled>, now: Instant) {
-        let least = group.as_ref().map_or(FRAME_HEADER as u64 + u64::from(BLOCK), Group::least);
+        let first_control = || controls.first().map_or(0, queue::control_bound);
+        let least = group.as_ref().map_or_else(|| FRAME_HEADER as u64 + first_control(), Group::least);
         let room = self.active.as_ref().map_or(0, Active::room);
         let fits = round_up(least) <= room;
-        let room = if fits { room } else { self.fresh_room() };
-        if let Some(rest) = group.as_mut().and_then(|group| group.split(room)) {
-            self.shared.queue().groups.push_front(rest);
+        let room = if fits { room } else { self.fresh_room(group.is_some()) };
+        if round_up(least) > room {
+            // Nor would the next have room: trying again at once would never end.
+            self.put_back(controls, now);
+            let group = group.unwrap_or_else(|| Group::new(self.next_lsn()));
+            return self.fail(group, self.crowded(), now);
+        }
+        if let Some(mut rest) = group.as_mut().and_then(|group| group.split(room)) {
+            let mut queue = self.shared.queue();
+            rest.routes.clone_from(&queue.on_their_way);
+            queue.groups.push_front(rest);
         }
         let mut group = group.unwrap_or_else(|| Group::new(self.next_lsn()));
         let mut put_back = Vec::new();
@@ -183,14 +192,6 @@ impl Committer {
         self.shared.queue().in_hand = 0;
     }
 
-    /// What a frame may take in a segment that is opened now.
-    fn fresh_room(&self) -> u64 {
-        let options = &self.shared.options;
-        let view = self.shared.view();
-        let overhead = view.state.overhead(view.segments.len() + 1, options.frame_bytes);
-        u64::from(options.segment_bytes).saturating_sub(overhead + u64::from(BLOCK))
-    }
-
     pub fn next_lsn(&self) -> Lsn {
         self.shared.view().state.next_lsn
     }
@@ -201,7 +202,7 @@ impl Committer {
         let Some(active) = &mut self.active else { return self.rotate(group, now) };
         if let Err(failed) = active.write(group, FrameKind::Group, durable) {
             let groups = self.give_up(&failed.error);
-            return self.log_again(groups, Some(failed.group), now);
+            return self.log_again(groups, Some(failed.group), failed.error, now);
         }
         // What is written outlives a kill; nobody need wait for the sync.
         self.shared.queue().in_hand = 0;
@@ -231,125 +232,18 @@ impl Committer {
             Ok(written) => self.acknowledge(written, now),
             Err(error) => {
                 let groups = self.give_up(&error);
-                self.log_again(groups, None, now);
+                self.log_again(groups, None, error, now);
             }
         }
-    }
-
-    /// Gives the segment up for good: after a failed write or sync nobody knows what is on the disk, and a second sync
-    /// may say yes to bytes the kernel has dropped. Returns what was written in it in vain.
-    pub fn give_up(&mut self, error: &WalError) -> Vec<Group> {
-        self.unsynced_since = None;
-        self.sealed = true;
-        let Some(mut active) = self.active.take() else { return Vec::new() };
-        tracing::warn!(%error, segment = active.number, "a segment failed; going on in a new one");
-        if let Some(segment) = self.shared.view().segments.get_mut(&active.number) {
-            segment.failed = true;
-        }
-        active.give_back()
-    }
-
-    /// After a segment failed: its unacknowledged group goes whole into a new one, unsynced settlements to the queue.
-    pub fn log_again(&mut self, written: Vec<Group>, unwritten: Option<Group>, now: Instant) {
-        let mut controls = Vec::new();
-        let mut again = None;
-        for mut group in written.into_iter().chain(unwritten) {
-            if group.has_messages() {
-                // One group is in flight at a time.
-                again = Some(group);
-            } else {
-                controls.append(&mut group.take_controls());
-            }
-        }
-        self.put_back(controls, now);
-        if let Some(group) = again {
-            self.open(group, 1, now);
-        }
-    }
-
-    /// Moves on to a new segment, once the current one is completely synced.
-    fn rotate(&mut self, group: Group, now: Instant) {
-        if let Some(active) = &mut self.active {
-            match active.sync() {
-                Ok(written) => self.acknowledge(written, now),
-                Err(error) => {
-                    let mut groups = self.give_up(&error);
-                    let controls = groups.iter_mut().flat_map(Group::take_controls).collect();
-                    self.put_back(controls, now);
-                }
-            }
-        }
-        self.open(group, 2, now);
-    }
-
-    /// Opens a segment that begins with this group; so many attempts, each with a segment of its own.
-    fn open(&mut self, mut group: Group, attempts: u32, now: Instant) {
-        let shared = Arc::clone(&self.shared);
-        for attempt in 1..=attempts {
-            let (checkpoint, previous, first_lsn) = {
-                let view = shared.view();
-                let segments: Vec<SegmentInfo> = view.segments.values().copied().collect();
-                let checkpoint = view.state.checkpoint(&segments, shared.options.frame_bytes);
-                (checkpoint, segments.last().copied(), view.state.next_lsn)
-            };
-            let number = self.next_number;
-            self.next_number += 1;
-            let origin = Origin { number, first_lsn, last_acked: shared.durable(), previous: previous.as_ref() };
-            match active::open(&shared, &origin, checkpoint, group) {
-                Ok((active, written)) => {
-                    let start = written.first().map_or(active.offset, |w| w.header.offset);
-                    let last_lsn = first_lsn - 1;
-                    let info = SegmentInfo { number, first_lsn, last_lsn, start, end: start, failed: false };
-                    shared.view().segments.insert(number, info);
-                    self.active = Some(active);
-                    self.last_write = Some(now);
-                    self.sealed = false;
-                    // What was one of the two newest is so no more.
-                    self.recycle();
-                    return self.acknowledge(written, now);
-                }
-                Err(failed) => {
-                    let error = failed.error;
-                    group = failed.group;
-                    let full = matches!(error, WalError::Full { .. });
-                    if full || attempt == attempts {
-                        self.active = None;
-                        return self.fail(group, error, now);
-                    }
-                    tracing::warn!(%error, segment = number, "a segment could not be opened; trying another");
-                }
-            }
-        }
-    }
-
-    /// Nothing more can be done for a group: its callers get the error, its LSNs are burnt.
-    fn fail(&mut self, mut group: Group, error: WalError, now: Instant) {
-        let controls = group.take_controls();
-        self.put_back(controls, now);
-        self.retry_controls = Some(now + RETRY);
-        let error = Arc::new(error);
-        {
-            let mut view = self.shared.view();
-            if view.broken.is_none() {
-                tracing::error!(%error, "the log cannot be written");
-            }
-            view.broken = Some(Trouble::from(&*error));
-            view.state.burn_to(group.next_lsn());
-        }
-        self.publish_room();
-        self.shared.changed();
-        group.finish(Err(&error));
-        // Told once all that they wait for is dealt with: what comes behind this group may yet go well.
-        self.barriers.iter_mut().for_each(|barrier| barrier.failed = Some(Arc::clone(&error)));
     }
 
     /// What was written is durable: takes it into the state, shows it to readers, tells the callers.
-    fn acknowledge(&mut self, written: Vec<Written>, now: Instant) {
+    pub fn acknowledge(&mut self, written: Vec<Written>, now: Instant) {
         let options = &self.shared.options;
         self.unsynced_since = None;
         self.retry_controls = None;
         let mut settled = false;
-        {
+        let contents = {
             let mut view = self.shared.view();
             for frame in &written {
                 let header = frame.header;
@@ -365,15 +259,18 @@ impl Committer {
                 view.push_tail(TailFrame { segment, offset, bytes }, options.tail_bytes);
             }
             view.broken = None;
-        }
+            view.state.contents(view.segments.len() + 1)
+        };
         let last = written.iter().filter(|frame| frame.header.count > 0).map(|frame| frame.header.next_lsn() - 1).max();
         if let Some(last) = last {
             self.shared.durable.fetch_max(last, Ordering::AcqRel);
         }
         if settled {
             self.recycle();
-            // What was deferred may fit now.
+            // What was deferred may fit now, and so may other routes.
             let mut queue = self.shared.queue();
+            queue.routes.stale = true;
+            queue.routes.set_most(options.most_route_bytes(contents.segments, contents.ranges));
             if !queue.deferred.is_empty() {
                 queue.controls_since.get_or_insert(now);
             }
@@ -390,7 +287,7 @@ impl Committer {
     /// The two newest stay. If the header or the checkpoint of the newest is damaged, recovery reads its predecessor
     /// and what is left of the newest; every settlement a segment was recycled on lies in one of the two, in a frame
     /// or in the predecessor's checkpoint, and what a checkpoint that is lost said is said by the frames before it.
-    fn recycle(&self) {
+    pub fn recycle(&self) {
         let mut gone = Vec::new();
         {
             let mut view = self.shared.view();
@@ -420,12 +317,13 @@ impl Committer {
         self.recycle();
     }
 
-    fn publish_room(&self) {
+    pub fn publish_room(&self) {
         let options = &self.shared.options;
         let (overhead, coming_free) = {
             let view = self.shared.view();
             let active = self.active.as_ref().map(|active| active.number);
-            (view.state.overhead(view.segments.len() + 1, options.frame_bytes), view.coming_free(active))
+            let contents = view.state.contents(view.segments.len() + 1).to_come();
+            (contents.room(options.frame_bytes), view.coming_free(active))
         };
         let room = self.active.as_ref().map_or(0, Active::room);
         self.shared.space().set_room(room, overhead, coming_free);

@@ -17,10 +17,6 @@ const SEGMENTS: u8 = 19;
 const END: u8 = 20;
 const SEAL: u8 = 21;
 
-/// Ranges, or segments, in one record of a checkpoint: 4 KiB, so that records fit into the frames of small segments.
-pub(super) const RANGES_A_RECORD: usize = 256;
-pub(super) const SEGMENTS_A_RECORD: usize = 128;
-
 /// A control record, decoded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Control {

@@ -117,6 +117,15 @@ pub enum WalError {
         /// How many the log notes.
         most: usize,
     },
+    /// What is pending on so many routes, and settled so much out of order, that a segment would have no room for the list of
+    /// it beside a message. Nothing was written. Passes once what is pending is delivered, or with larger segments.
+    #[error("what is pending and settled takes {bytes} bytes at the beginning of a segment; it has room for {limit}")]
+    Crowded {
+        /// What the list would take.
+        bytes: u64,
+        /// What it may take.
+        limit: u64,
+    },
     /// A segment of a later release. Nothing was written; the release that wrote it can read it.
     #[error("{path} has format {found}; this release reads up to {known}", path = path.display())]
     NewerFormat {
@@ -173,7 +182,7 @@ impl WalError {
             Self::Io { source, .. } => {
                 matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
             }
-            Self::Full { .. } => true,
+            Self::Full { .. } | Self::Crowded { .. } => true,
             Self::TooLarge { .. }
             | Self::Closed
             | Self::Scattered { .. }
@@ -189,6 +198,7 @@ impl WalError {
         match self {
             Self::Io { .. } => true,
             Self::Full { .. }
+            | Self::Crowded { .. }
             | Self::TooLarge { .. }
             | Self::Closed
             | Self::Scattered { .. }

@@ -10,11 +10,13 @@ use std::time::Instant;
 use super::committer::Committer;
 use super::error::WalError;
 use super::frame::FRAME_HEADER;
+use super::prepare;
 use super::queue::{self, Barrier, Queue};
 use super::reader::Reader;
 use super::recovery::{self, Recovered};
+use super::routes::Routes;
 use super::shared::{Shared, Trouble, View};
-use super::space::{self, Space};
+use super::space::Space;
 use super::state::Pending;
 use super::storage::Storage;
 use super::{EntryRef, Lsn, Options, Settled, record, round_up};
@@ -84,7 +86,20 @@ impl Stepper {
 
     /// One turn of the preparer.
     pub fn prepare(&mut self, now: Instant) -> Turn {
-        space::tick(&self.shared, now)
+        prepare::tick(&self.shared, now)
+    }
+
+    /// Turns of the preparer for a thread of its own.
+    #[cfg(test)]
+    pub(super) fn preparer(&self) -> impl FnMut(Instant) -> Turn + Send + 'static {
+        let shared = Arc::clone(&self.shared);
+        move |now| prepare::tick(&shared, now)
+    }
+
+    /// The last turn of the committer at a close, whatever may have been submitted since the one before.
+    #[cfg(test)]
+    pub(super) fn finish(&mut self, now: Instant) {
+        self.committer.finish(now);
     }
 
     /// What [`Wal`]'s drop has the threads do: nothing more is written, and appends that wait get their error.
@@ -127,7 +142,10 @@ impl Wal {
         options.check()?;
         let found = recovery::recover(&*storage, directory, &options)?;
         let recovered = found.recovered;
-        let overhead = recovered.state.overhead(found.segments.len() + 1, options.frame_bytes);
+        let contents = recovered.state.contents(found.segments.len() + 1);
+        let overhead = contents.to_come().room(options.frame_bytes);
+        let most_route_bytes = options.most_route_bytes(contents.segments, contents.ranges);
+        let routes = Routes::new(recovered.state.routes.keys(), most_route_bytes);
         let view = View {
             segments: found.segments,
             state: recovered.state.clone(),
@@ -135,16 +153,17 @@ impl Wal {
             tail_bytes: 0,
             broken: None,
         };
-        let space = Space::new(&view, &found.free, found.discard, overhead);
+        let space = Space::new(&view, &found.free, found.discard, found.next_number, overhead);
         let shared = Arc::new(Shared {
             storage,
             directory: directory.to_path_buf(),
             options,
-            queue: Mutex::new(Queue::new(recovered.next_lsn)),
+            queue: Mutex::new(Queue::new(recovered.next_lsn, routes)),
             work: Condvar::new(),
             view: Mutex::new(view),
             space: Mutex::new(space),
             prepare: Condvar::new(),
+            ready: Condvar::new(),
             durable: AtomicU64::new(found.last_acked),
         });
         let committer = Committer::new(Arc::clone(&shared), found.next_number);
@@ -157,7 +176,8 @@ impl Wal {
     /// `done` is called exactly once, on the log's thread: `Ok` after the sync that made the record durable, `Err` when
     /// it was not accepted (see [`WalError`]). It must be quick and must not block. Only once the log is closed it is
     /// called within this call. A record beyond [`Options::record_bytes`] takes no LSN: 0 is returned, and `done` gets
-    /// [`WalError::TooLarge`].
+    /// [`WalError::TooLarge`]; likewise one of a route for which there is no room beside all that have something pending
+    /// ([`WalError::Crowded`]).
     pub fn append(&self, entry: EntryRef<'_>, done: impl FnOnce(Result<Lsn, Arc<WalError>>) + Send + 'static) -> Lsn {
         let (bytes, limit) = (Self::footprint(entry), u64::from(self.shared.options.record_bytes));
         let mut queue = self.shared.queue();
@@ -167,10 +187,14 @@ impl Wal {
             return 0;
         }
         let done = Box::new(done);
-        let pushed = if bytes > limit {
-            Err((done as queue::Done, WalError::TooLarge { bytes, limit }))
+        let admitted = if bytes > limit {
+            Err(WalError::TooLarge { bytes, limit })
         } else {
-            queue.push(entry, self.shared.options.frame_bytes, done)
+            queue.admit(entry, || self.shared.view().state.routes.keys().cloned().collect())
+        };
+        let pushed = match admitted {
+            Ok(()) => queue.push(entry, self.shared.options.frame_bytes, done),
+            Err(error) => Err((done as queue::Done, error)),
         };
         let lsn = pushed.unwrap_or_else(|rejected| {
             queue.rejected.push(rejected);
@@ -249,6 +273,12 @@ impl Wal {
         self.answer(&answer).unwrap_or_else(|| Err(Arc::new(WalError::Closed)))
     }
 
+    /// Callers of [`sync`](Self::sync) that the log's thread has not looked at.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.shared.queue().barriers.len()
+    }
+
     /// Waits for what the log's thread sends; `None` if nothing comes any more.
     pub(crate) fn answer<T>(&self, from: &Receiver<T>) -> Option<T> {
         let Some(work) = &self.shared.options.while_waiting else { return from.recv().ok() };
@@ -271,6 +301,11 @@ impl Wal {
     pub fn request(&self, usable: u64) {
         self.shared.space().set_target(usable);
         self.shared.prepare.notify_one();
+    }
+
+    /// `bytes` (in footprints) are promised to somebody at any time: so many are not given back to the disk.
+    pub fn keep_promised(&self, bytes: Arc<AtomicU64>) {
+        self.shared.space().set_promised(bytes);
     }
 
     /// Room in the log.
@@ -369,7 +404,7 @@ fn run_committer(shared: &Shared, committer: &mut Committer) {
 
 fn run_preparer(shared: &Shared) {
     loop {
-        let until = match space::tick(shared, Instant::now()) {
+        let until = match prepare::tick(shared, Instant::now()) {
             Turn::Again => continue,
             Turn::Done => return,
             Turn::Until(when) => Some(when),

@@ -12,6 +12,7 @@
 
 mod active;
 mod audit;
+mod checkpoint;
 mod codec;
 mod committer;
 mod control;
@@ -33,6 +34,7 @@ mod loss_tests;
 #[cfg(any(test, feature = "testing"))]
 mod model;
 mod options;
+mod prepare;
 #[cfg(any(test, feature = "testing"))]
 pub mod probe;
 #[cfg(test)]
@@ -43,10 +45,18 @@ mod ranges;
 mod reader;
 mod record;
 mod recovery;
+#[cfg(test)]
+mod rig;
+mod rotation;
+#[cfg(test)]
+mod rotation_tests;
+mod routes;
 mod scan;
 mod segment;
 mod shared;
 mod space;
+#[cfg(test)]
+mod space_tests;
 mod state;
 mod storage;
 mod stray;
@@ -62,7 +72,7 @@ pub use locate::{number_in, outbox_of, segment_path};
 pub use log::{SpaceInfo, Stepper, Summary, Turn, Wal};
 #[cfg(any(test, feature = "testing"))]
 pub use model::{Fault, ModelStorage, Operation};
-pub use options::Options;
+pub use options::{Options, most_segments};
 pub use ranges::RangeSet;
 pub use reader::{Cursor, Reader, Step};
 pub use recovery::Recovered;

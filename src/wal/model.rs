@@ -405,6 +405,14 @@ impl File for Handle {
         Ok(())
     }
 
+    fn truncate(&self, length: u64) -> io::Result<()> {
+        let mut model = self.storage.model();
+        let path = self.path(&model);
+        model.call(Operation::Truncate(path))?;
+        model.files[self.file].live.truncate(length as usize);
+        Ok(())
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         let mut model = self.storage.model();
         let path = self.path(&model);

@@ -11,7 +11,8 @@ use super::{BLOCK, MAX_SEGMENT, MIN_SEGMENT};
 pub struct Options {
     /// Bytes of a segment: a multiple of 4,096, from 32 KiB to 1 GiB. Default 64 MiB.
     pub segment_bytes: u32,
-    /// Segments there may be, beside three more for settlements alone. At least 3; default 256.
+    /// Segments there may be, beside three more for settlements alone. At least 3, and at most one for each 128 bytes of a
+    /// segment, which has a list of them; default 256.
     pub max_segments: u32,
     /// Bytes of a frame that holds several messages, at most. Default 4 MiB, and no more than a quarter of a segment.
     pub frame_bytes: u32,
@@ -72,6 +73,7 @@ impl Options {
         self.frame_bytes = self.frame_bytes.min(bytes / 4);
         self.record_bytes = self.record_bytes.min(bytes / 4);
         self.max_ranges = self.max_ranges.min(most_ranges(bytes));
+        self.max_segments = self.max_segments.min(most_segments(bytes));
         self
     }
 
@@ -83,6 +85,9 @@ impl Options {
         }
         if self.max_segments < 3 {
             return wrong("max_segments", "at least 3: the current one, the one before, and one to move on to");
+        }
+        if self.max_segments > most_segments(self.segment_bytes) {
+            return wrong("max_segments", "at most one for each 128 bytes of a segment, which has a list of them all");
         }
         if !(BLOCK..=quarter).contains(&self.frame_bytes) {
             return wrong("frame_bytes", "from 4096 to a quarter of a segment");
@@ -103,6 +108,11 @@ fn most_ranges(segment_bytes: u32) -> usize {
     segment_bytes as usize / 4 / 16
 }
 
+/// A segment takes 32 bytes of a checkpoint: a quarter of a segment for them.
+pub fn most_segments(segment_bytes: u32) -> u32 {
+    segment_bytes / 4 / 32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -111,7 +121,12 @@ mod tests {
     fn the_defaults_are_within_their_bounds_for_every_size_of_segment() {
         assert!(Options::new([0; 16], 1).check().is_ok());
         for bytes in [32 << 10, 64 << 10, 1 << 20, 64 << 20, 1 << 30] {
-            assert!(Options::new([0; 16], 1).with_segment_bytes(bytes).check().is_ok(), "{bytes}");
+            let options = Options::new([0; 16], 1).with_segment_bytes(bytes);
+            assert!(options.check().is_ok(), "{bytes}");
+            for frame_bytes in [BLOCK, options.frame_bytes] {
+                let most = Options { frame_bytes, max_segments: most_segments(bytes), ..options.clone() };
+                assert!(most.check().is_ok() && most.most_route_bytes(0, 0) > 500, "{bytes}");
+            }
         }
     }
 }

@@ -4,70 +4,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use super::rig::{Rig, directory};
 use super::tests::{message, options, read_all};
 use super::*;
-
-fn directory() -> PathBuf {
-    PathBuf::from("/wal")
-}
-
-type Outcomes = Arc<Mutex<Vec<(Lsn, Result<Lsn, Arc<WalError>>)>>>;
-
-struct Rig {
-    storage: ModelStorage,
-    wal: Wal,
-    recovered: Recovered,
-    stepper: Stepper,
-    now: Instant,
-    outcomes: Outcomes,
-    next: u64,
-}
-
-impl Rig {
-    fn new(storage: &ModelStorage, options: Options) -> Self {
-        let storage = storage.clone();
-        let (wal, recovered, stepper) =
-            Wal::open_stepped(Arc::new(storage.clone()), &directory(), options).expect("opens");
-        Self { storage, wal, recovered, stepper, now: Instant::now(), outcomes: Outcomes::default(), next: 0 }
-    }
-
-    fn append(&mut self, bytes: usize) -> Lsn {
-        self.next += 1;
-        let outgoing = message(self.next, "orders", &vec![1; bytes]);
-        let (outcomes, number) = (Arc::clone(&self.outcomes), self.next);
-        self.wal.append(EntryRef::Message(&outgoing), move |outcome| {
-            outcomes.lock().expect("not poisoned").push((number, outcome));
-        })
-    }
-
-    fn settle(&self, first: Lsn, last: Lsn) {
-        let route = Route { transport: "kafka".into(), destination: "orders".into() };
-        let totals = vec![RouteTotal { route, count: last - first + 1, bytes: 0 }];
-        self.wal.settle(Settled { mark: Mark::Delivered, ranges: vec![(first, last)], totals });
-    }
-
-    fn run(&mut self) {
-        while self.stepper.prepare(self.now) == Turn::Again {}
-        while self.stepper.commit(self.now) == Turn::Again {}
-    }
-
-    fn wait(&mut self, millis: u64) {
-        self.now += Duration::from_millis(millis);
-        self.run();
-    }
-
-    fn outcomes(&self) -> Vec<(Lsn, Result<Lsn, Arc<WalError>>)> {
-        std::mem::take(&mut *self.outcomes.lock().expect("not poisoned"))
-    }
-
-    fn accepted(&self) -> Vec<Lsn> {
-        self.outcomes().into_iter().map(|(_, outcome)| outcome.expect("accepted")).collect()
-    }
-
-    fn fail(&self, mut which: impl FnMut(&Operation) -> bool + Send + 'static) {
-        self.storage.on_call(move |_, call| which(call).then_some(Fault::Error(5)));
-    }
-}
 
 #[test]
 fn an_acknowledgement_comes_after_the_sync_and_the_first_of_a_segment_after_the_directory_sync() {

@@ -2,7 +2,7 @@
 //!
 //! One mutex guards it, held for an encoding at a time and never across a call to the disk.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
@@ -10,15 +10,15 @@ use std::time::Instant;
 use super::error::WalError;
 use super::frame::FRAME_HEADER;
 use super::record::{self, RECORD_HEADER};
-use super::{EntryRef, Lsn, RangeSet, Settled, control};
+use super::routes::Routes;
+use super::{BLOCK, EntryRef, Lsn, RangeSet, RouteTotal, Settled, control};
+use crate::message::Route;
 
 /// Told what became of an append.
 pub(super) type Done = Box<dyn FnOnce(Result<Lsn, Arc<WalError>>) + Send>;
 
-/// Ranges in one settlement record, at most: 4 KiB, so that it fits into the frames of small segments.
-const RANGES_A_SETTLEMENT: usize = 256;
-/// Routes in one settlement record, at most.
-const ROUTES_A_SETTLEMENT: usize = 64;
+/// Bytes of a settlement record, at most: with its frame it takes a block, which every segment that is begun has left.
+const SETTLEMENT_BYTES: u64 = BLOCK as u64 - FRAME_HEADER as u64;
 
 pub(super) struct Item {
     length: u32,
@@ -33,12 +33,14 @@ pub(super) struct Group {
     pub time: i64,
     pub items: Vec<Item>,
     pub controls: Vec<Settled>,
+    /// Those of its messages, and perhaps some more.
+    pub routes: HashSet<Route>,
 }
 
 impl Group {
     pub fn new(first_lsn: Lsn) -> Self {
         let frame = vec![0; FRAME_HEADER];
-        Self { frame, first_lsn, time: 0, items: Vec::new(), controls: Vec::new() }
+        Self { frame, first_lsn, time: 0, items: Vec::new(), controls: Vec::new(), routes: HashSet::new() }
     }
 
     /// Records with an LSN.
@@ -84,6 +86,7 @@ impl Group {
         let cut = FRAME_HEADER + self.items.iter().map(|item| item.length as usize).sum::<usize>();
         let mut rest = Self::new(self.first_lsn + kept as u64);
         rest.time = self.time;
+        rest.routes.clone_from(&self.routes);
         rest.frame.extend_from_slice(&self.frame[cut..]);
         rest.items = items;
         self.frame.truncate(cut);
@@ -103,8 +106,8 @@ impl Group {
 
     /// The acknowledgements, without the bytes.
     pub fn into_parts(self) -> (Vec<u8>, Self) {
-        let Self { frame, first_lsn, time, items, controls } = self;
-        (frame, Self { frame: Vec::new(), first_lsn, time, items, controls })
+        let mut group = self;
+        (std::mem::take(&mut group.frame), group)
     }
 }
 
@@ -148,6 +151,9 @@ pub(super) struct Queue {
     /// Settlements ever submitted.
     pub submitted: u64,
     pub rejected: Vec<(Done, WalError)>,
+    pub routes: Routes,
+    /// Routes of the group that was taken last.
+    pub on_their_way: HashSet<Route>,
     pub barriers: Vec<Barrier>,
     pub closing: bool,
     /// Stop at once, write nothing more.
@@ -158,9 +164,11 @@ pub(super) struct Queue {
 }
 
 impl Queue {
-    pub fn new(next_lsn: Lsn) -> Self {
+    pub fn new(next_lsn: Lsn, routes: Routes) -> Self {
         Self {
             next_lsn,
+            routes,
+            on_their_way: HashSet::new(),
             groups: VecDeque::new(),
             expected: 0,
             controls: VecDeque::new(),
@@ -207,6 +215,10 @@ impl Queue {
             tracing::error!(%error, "a message could not be encoded");
             return Err((done, WalError::TooLarge { bytes: bound, limit: 0 }));
         }
+        let route = route(entry);
+        if !group.routes.contains(route) {
+            group.routes.insert(route.clone());
+        }
         let length = group.frame.len() - before;
         debug_assert!(length as u64 <= bound && length >= RECORD_HEADER);
         if !group.has_messages() {
@@ -218,6 +230,18 @@ impl Queue {
         group.items.push(Item { length: length as u32, done });
         self.next_lsn += 1;
         Ok(lsn)
+    }
+
+    /// Whether a message of this route may be pending beside all that is; `pending` tells the routes of what is in the log.
+    pub fn admit(&mut self, entry: EntryRef<'_>, pending: impl FnOnce() -> HashSet<Route>) -> Result<(), WalError> {
+        let Self { routes, groups, on_their_way, .. } = self;
+        let others = || {
+            let mut all = pending();
+            all.extend(groups.iter().flat_map(|group| &group.routes).chain(on_their_way.iter()).cloned());
+            all
+        };
+        let limit = routes.most();
+        routes.admit(route(entry), others).map_err(|bytes| WalError::Crowded { bytes, limit })
     }
 
     /// Adds settlements, merged with the last ones if their mark is the same.
@@ -243,18 +267,19 @@ impl Queue {
     }
 }
 
+fn route(entry: EntryRef<'_>) -> &Route {
+    match entry {
+        EntryRef::Message(outgoing) => &outgoing.route,
+        EntryRef::Dead(dead) => &dead.outgoing.route,
+    }
+}
+
 fn mergeable(into: &Settled, more: &Settled) -> bool {
-    into.ranges.len() + more.ranges.len() <= RANGES_A_SETTLEMENT
-        && into.totals.len() + more.totals.len() <= ROUTES_A_SETTLEMENT
+    control_bound(into) + control_bound(more) <= SETTLEMENT_BYTES
 }
 
 fn merge(into: &mut Settled, more: Settled) {
-    for range in more.ranges {
-        match into.ranges.last_mut() {
-            Some(last) if last.1 + 1 == range.0 => last.1 = range.1,
-            _ => into.ranges.push(range),
-        }
-    }
+    join(&mut into.ranges, more.ranges);
     for total in more.totals {
         match into.totals.iter_mut().find(|t| t.route == total.route) {
             Some(sum) => {
@@ -266,29 +291,63 @@ fn merge(into: &mut Settled, more: Settled) {
     }
 }
 
-/// Cuts a settlement too large for one record. What it takes off the routes goes with the first parts.
+fn join(into: &mut Vec<(Lsn, Lsn)>, more: Vec<(Lsn, Lsn)>) {
+    for range in more {
+        match into.last_mut() {
+            Some(last) if last.1 + 1 == range.0 => last.1 = range.1,
+            _ => into.push(range),
+        }
+    }
+}
+
+/// Cuts a settlement too large for one record. What it takes off the routes goes with the first parts, each of which has an
+/// LSN of its own: by its first LSN a settlement is known that was logged twice.
 fn parts(settled: Settled) -> Vec<Settled> {
-    if settled.ranges.len() <= RANGES_A_SETTLEMENT && settled.totals.len() <= ROUTES_A_SETTLEMENT {
+    if control_bound(&settled) <= SETTLEMENT_BYTES {
         return vec![settled];
     }
-    let mut ranges = settled.ranges.chunks(RANGES_A_SETTLEMENT);
-    let mut totals = settled.totals.chunks(ROUTES_A_SETTLEMENT);
+    let mut ranges: VecDeque<(Lsn, Lsn)> = settled.ranges.into();
+    let mut totals = settled.totals.into_iter().peekable();
     let mut parts = Vec::new();
-    loop {
-        let (ranges, totals) = (ranges.next(), totals.next());
-        if ranges.is_none() && totals.is_none() {
-            return parts;
+    while totals.peek().is_some() || !ranges.is_empty() {
+        let mut part = Settled { mark: settled.mark, ranges: Vec::new(), totals: Vec::new() };
+        part.ranges.extend(first_lsn(&mut ranges));
+        // One that is longer than a record goes alone.
+        while let Some(total) = totals.peek()
+            && (part.totals.is_empty() || control_bound(&part) + total_bound(total) <= SETTLEMENT_BYTES)
+        {
+            part.totals.extend(totals.next());
         }
-        let (ranges, totals) = (ranges.unwrap_or_default().to_vec(), totals.unwrap_or_default().to_vec());
-        parts.push(Settled { mark: settled.mark, ranges, totals });
+        if totals.peek().is_none() {
+            let room = SETTLEMENT_BYTES.saturating_sub(control_bound(&part)) / RANGE_BYTES;
+            let more = ranges.drain(..ranges.len().min(room as usize)).collect::<Vec<_>>();
+            join(&mut part.ranges, more);
+        }
+        parts.push(part);
     }
+    parts
+}
+
+/// Takes the first LSN out.
+fn first_lsn(ranges: &mut VecDeque<(Lsn, Lsn)>) -> Option<(Lsn, Lsn)> {
+    let (first, last) = ranges.pop_front()?;
+    if first < last {
+        ranges.push_front((first + 1, last));
+    }
+    Some((first, first))
+}
+
+/// Bytes of a range in a settlement.
+const RANGE_BYTES: u64 = 16;
+
+fn total_bound(total: &RouteTotal) -> u64 {
+    (24 + total.route.transport.len() + total.route.destination.len()) as u64
 }
 
 /// Bytes a settlement takes in a frame, at most.
 pub(super) fn control_bound(settled: &Settled) -> u64 {
-    let names = |t: &super::RouteTotal| t.route.transport.len() + t.route.destination.len();
-    let totals: usize = settled.totals.iter().map(|total| 24 + names(total)).sum();
-    (RECORD_HEADER + 12 + settled.ranges.len() * 16 + totals) as u64
+    let totals: u64 = settled.totals.iter().map(total_bound).sum();
+    RECORD_HEADER as u64 + 12 + settled.ranges.len() as u64 * RANGE_BYTES + totals
 }
 
 /// Cuts a settlement into what may be written now and what has to wait, if `room` more ranges may be made.

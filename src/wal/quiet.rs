@@ -21,7 +21,7 @@ impl Committer {
             && let Err(failed) = active.write(active::seal(next_lsn, durable), FrameKind::Seal, durable)
         {
             let groups = self.give_up(&failed.error);
-            self.log_again(groups, None, now);
+            self.log_again(groups, None, failed.error, now);
             return false;
         }
         self.sync(now);
@@ -105,6 +105,8 @@ impl Committer {
         let unwritten = {
             let mut queue = self.shared.queue();
             queue.closed = true;
+            // Of those who asked meanwhile, too: nobody else will answer them.
+            self.barriers.append(&mut queue.barriers);
             !queue.controls.is_empty() || !queue.deferred.is_empty()
         };
         let broken = self.shared.view().broken.is_some() || unwritten;
@@ -124,6 +126,7 @@ impl Committer {
         let groups = {
             let mut queue = self.shared.queue();
             queue.closed = true;
+            self.barriers.append(&mut queue.barriers);
             std::mem::take(&mut queue.groups)
         };
         let error = Arc::new(WalError::Closed);

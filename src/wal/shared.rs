@@ -85,6 +85,8 @@ pub(super) struct Shared {
     pub space: Mutex<Space>,
     /// The preparer has something to do.
     pub prepare: Condvar,
+    /// The preparer has finished something.
+    pub ready: Condvar,
     pub durable: AtomicU64,
 }
 

@@ -2,23 +2,20 @@
 //!
 //! A prepared segment is a file of full length whose blocks the file system has set aside, synced, under a `free-`
 //! name whose directory was synced: what is reserved does not depend on a counter. One thread prepares; the committer
-//! takes, and makes one itself if there is none.
+//! takes, and makes one itself if there is none. This is the account of it; what is done is in `prepare.rs`.
 
 use std::collections::VecDeque;
-use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use super::error::WalError;
-use super::log::Turn;
-use super::segment;
+use super::prepare::{self, Done, Undone};
 use super::shared::{Shared, Trouble, View};
 use super::storage::File;
 use super::{BLOCK, Options};
 
-/// After a failure, how long until it is tried again: the disk may have room by then.
-const RETRY: Duration = Duration::from_secs(1);
 /// Used segments kept beyond what was asked for: rotation takes them while the next are still pending. Without them the
 /// place of each would be taken by a new one before it comes free, and its written blocks be thrown away.
 const KEEP: usize = 2;
@@ -36,35 +33,52 @@ pub(super) struct Prepared {
     pub file: Arc<dyn File>,
 }
 
-enum Job {
-    /// Nothing in the segment is needed any more. Written blocks are worth keeping, unless the disk failed on them.
-    Recycle { number: u64, failed: bool },
+#[derive(Clone, Debug)]
+pub(super) enum Job {
+    /// Nothing in the segment is needed any more. Written blocks are worth keeping, unless the disk failed on them. `whole`:
+    /// it was made in this run, so that it has the length of the others.
+    Recycle { number: u64, failed: bool, whole: bool },
     /// A file that never became a segment.
     Discard(PathBuf),
-    /// A `free-` file found when the log was opened.
-    Adopt(u64),
+    /// A `free-` file: found when the log was opened, or a segment that has got that name and no more. `whole` as above.
+    Adopt { number: u64, whole: bool },
 }
 
 impl Job {
     /// Whether it ends with a segment that is ready to be used.
-    fn makes_ready(&self) -> bool {
-        matches!(self, Self::Recycle { failed: false, .. } | Self::Adopt(_))
+    pub fn makes_ready(&self) -> bool {
+        matches!(self, Self::Recycle { failed: false, .. } | Self::Adopt { .. })
+    }
+
+    /// Whether the segment has its blocks already, so that it can be promised.
+    fn is_sure(&self) -> bool {
+        matches!(self, Self::Recycle { failed: false, whole: true, .. } | Self::Adopt { whole: true, .. })
+    }
+
+    fn is_adoption(&self) -> bool {
+        matches!(self, Self::Adopt { .. })
     }
 }
 
 /// What there is, and what is wanted.
 #[derive(Default)]
 pub(super) struct Space {
-    prepared: Vec<Prepared>,
-    /// Segment files that are neither prepared nor gone.
+    pub prepared: Vec<Prepared>,
+    /// Segment files that are neither prepared, nor to be adopted, nor gone.
     in_use: usize,
-    making: usize,
+    pub making: usize,
     /// Usable bytes wanted.
     target: u64,
-    jobs: VecDeque<Job>,
+    /// Bytes that somebody was promised.
+    promised: Arc<AtomicU64>,
+    pub jobs: VecDeque<Job>,
+    /// Jobs in progress that end with a segment; and those of them that are sure to.
+    doing: (usize, usize),
     pub last_error: Option<Trouble>,
-    retry_at: Option<Instant>,
+    pub retry_at: Option<Instant>,
     next_free: u64,
+    /// The number of the first segment of this run.
+    first_number: u64,
     /// What header and checkpoint of the next segment take, at most.
     overhead: u64,
     /// What the current segment still has.
@@ -75,12 +89,13 @@ pub(super) struct Space {
 }
 
 impl Space {
-    pub fn new(view: &View, free: &[u64], discard: Vec<PathBuf>, overhead: u64) -> Self {
-        let mut jobs: VecDeque<Job> = free.iter().map(|&number| Job::Adopt(number)).collect();
+    pub fn new(view: &View, free: &[u64], discard: Vec<PathBuf>, first_number: u64, overhead: u64) -> Self {
+        let mut jobs: VecDeque<Job> = free.iter().map(|&number| Job::Adopt { number, whole: false }).collect();
         let in_use = view.segments.len() + discard.len();
         jobs.extend(discard.into_iter().map(Job::Discard));
         let next_free = free.iter().max().map_or(1, |last| last.saturating_add(1));
-        Self { in_use, jobs, next_free, overhead, coming_free: view.coming_free(None), ..Self::default() }
+        let coming_free = view.coming_free(None);
+        Self { in_use, jobs, next_free, first_number, overhead, coming_free, ..Self::default() }
     }
 
     pub fn segments(&self) -> usize {
@@ -96,6 +111,46 @@ impl Space {
         self.target = usable;
     }
 
+    pub fn set_promised(&mut self, promised: Arc<AtomicU64>) {
+        self.promised = promised;
+    }
+
+    pub fn next_free(&mut self) -> u64 {
+        let free = self.next_free;
+        self.next_free += 1;
+        free
+    }
+
+    /// A job is taken up, to keep what it is about or not.
+    pub fn begin(&mut self, job: &Job, keep: bool) {
+        let makes = job.makes_ready() && keep;
+        self.doing.0 += usize::from(makes);
+        self.doing.1 += usize::from(makes && job.is_sure());
+    }
+
+    /// What came of it.
+    pub fn end(&mut self, job: &Job, keep: bool, outcome: Result<Done, Undone>) -> Result<(), WalError> {
+        let makes = job.makes_ready() && keep;
+        self.doing.0 -= usize::from(makes);
+        self.doing.1 -= usize::from(makes && job.is_sure());
+        let (still_in_use, outcome) = match outcome {
+            Ok(Done::Ready(prepared)) => {
+                self.prepared.push(prepared);
+                (false, Ok(()))
+            }
+            Ok(Done::Gone) => (false, Ok(())),
+            Err(Undone { error, again }) => {
+                let in_use = !again.is_adoption();
+                self.jobs.push_back(again);
+                (in_use, Err(error))
+            }
+        };
+        if !job.is_adoption() && !still_in_use {
+            self.in_use = self.in_use.saturating_sub(1);
+        }
+        outcome
+    }
+
     pub fn set_room(&mut self, room: u64, overhead: u64, coming_free: usize) {
         self.room = room;
         self.overhead = overhead;
@@ -103,7 +158,8 @@ impl Space {
     }
 
     pub fn recycle(&mut self, number: u64, failed: bool) {
-        self.jobs.push_back(Job::Recycle { number, failed });
+        let whole = number >= self.first_number;
+        self.jobs.push_back(Job::Recycle { number, failed, whole });
     }
 
     pub fn discard(&mut self, path: PathBuf) {
@@ -123,7 +179,7 @@ impl Space {
 
     /// Segments that have their blocks and are not needed any more, but not yet their free name.
     fn coming(&self) -> usize {
-        self.jobs.iter().filter(|job| matches!(job, Job::Recycle { failed: false, .. })).count()
+        self.jobs.iter().filter(|job| job.is_sure()).count() + self.doing.1
     }
 
     /// What can be promised to messages.
@@ -135,11 +191,12 @@ impl Space {
 
     /// Whether the limit leaves a segment to messages; those for settlements do not count.
     fn has_place_for_messages(&self, options: &Options) -> bool {
-        let in_use = (self.in_use + self.making).saturating_sub(self.coming() + self.coming_free);
+        let adopted = self.jobs.iter().filter(|job| job.is_adoption()).count();
+        let in_use = (self.in_use + adopted + self.making).saturating_sub(self.coming() + self.coming_free);
         in_use + self.prepared.len().saturating_sub(self.kept_back()) < options.max_segments as usize
     }
 
-    fn wants_more(&self, options: &Options) -> bool {
+    pub fn wants_more(&self, options: &Options) -> bool {
         let begun = self.in_use > 0 || self.target > 0;
         let ready = self.prepared.len() + self.coming();
         let for_controls = begun && ready < self.kept_back();
@@ -153,228 +210,64 @@ impl Space {
         !self.closing && (waits || self.jobs.is_empty() && !self.wants_more(options))
     }
 
-    fn keeps(&self, options: &Options) -> bool {
+    /// Whether one more is worth keeping: whoever was promised room must find it.
+    pub fn keeps(&self, options: &Options) -> bool {
+        let wanted = self.target.max(self.promised.load(Ordering::Acquire));
         let spare = KEEP as u64 * self.each(options);
-        self.prepared.len() < KEEP.max(self.kept_back()) || self.usable(options) < self.target + spare
+        self.prepared.len() + self.doing.1 < KEEP.max(self.kept_back()) || self.usable(options) < wanted + spare
+    }
+
+    /// Whether nothing can be made, for a message or for settlements.
+    fn is_full(&self, options: &Options, has_messages: bool) -> bool {
+        if has_messages {
+            return !self.has_place_for_messages(options);
+        }
+        self.jobs.iter().filter(|job| !job.makes_ready()).count() >= MOST_LEFTOVERS
     }
 }
 
 /// Takes a prepared segment for the committer, or makes one.
 pub(super) fn take(shared: &Shared, has_messages: bool) -> Result<Prepared, WalError> {
     let mut space = shared.space();
-    let kept_back = if has_messages { space.kept_back() } else { 0 };
-    while space.prepared.len() <= kept_back
-        && let Some(at) = space.jobs.iter().position(Job::makes_ready)
-        && let Some(job) = space.jobs.remove(at)
-    {
-        // The preparer has not come to it yet.
-        drop(space);
-        let ran = run(shared, job, true);
-        space = shared.space();
-        if ran.is_err() {
+    let mut failed = false;
+    loop {
+        let kept_back = if has_messages { space.kept_back() } else { 0 };
+        if space.prepared.len() > kept_back
+            && let Some(prepared) = space.prepared.pop()
+        {
+            space.in_use += 1;
+            drop(space);
+            shared.prepare.notify_one();
+            return Ok(prepared);
+        }
+        if !failed
+            && let Some(at) = space.jobs.iter().position(Job::makes_ready)
+            && let Some(job) = space.jobs.remove(at)
+        {
+            // The preparer has not come to it yet.
+            space.begin(&job, true);
+            drop(space);
+            let outcome = prepare::run(shared, &job, true);
+            space = shared.space();
+            failed = space.end(&job, true, outcome).is_err();
+        } else if space.doing.0 + space.making > 0 {
+            // The preparer is at it: what was promised may be the one it has in hand.
+            space = shared.ready.wait(space).unwrap_or_else(PoisonError::into_inner);
+        } else {
             break;
         }
     }
-    if space.prepared.len() > kept_back
-        && let Some(prepared) = space.prepared.pop()
-    {
-        space.in_use += 1;
-        drop(space);
-        shared.prepare.notify_one();
-        return Ok(prepared);
-    }
-    let full = if has_messages {
-        !space.has_place_for_messages(&shared.options)
-    } else {
-        space.jobs.iter().filter(|job| !job.makes_ready()).count() >= MOST_LEFTOVERS
-    };
-    if full {
+    if space.is_full(&shared.options, has_messages) {
         return Err(WalError::Full { max: shared.options.max_segments, path: shared.directory.clone() });
     }
     space.making += 1;
-    let number = space.next_free;
-    space.next_free += 1;
+    let number = space.next_free();
     drop(space);
-    let made = make(shared, number);
+    let made = prepare::make(shared, number);
     let mut space = shared.space();
     space.making -= 1;
     if made.is_ok() {
         space.in_use += 1;
     }
     made
-}
-
-/// Creates a file, sets its blocks aside, and makes that durable.
-fn make(shared: &Shared, number: u64) -> Result<Prepared, WalError> {
-    let path = segment::free_path(&shared.directory, number);
-    let created = shared.storage.create_new(&path).map_err(WalError::io("create", &path))?;
-    let ready = ready(shared, &path, &*created);
-    if let Err(error) = ready {
-        // Half a segment is of no use. If it cannot be removed either, the next open does.
-        if let Err(error) = shared.storage.unlink(&path) {
-            tracing::warn!(%error, path = %path.display(), "a segment that could not be prepared could not be removed");
-        }
-        return Err(error);
-    }
-    Ok(Prepared { path, file: created })
-}
-
-fn ready(shared: &Shared, path: &Path, file: &dyn File) -> Result<(), WalError> {
-    file.allocate(u64::from(shared.options.segment_bytes)).map_err(WalError::io("allocate", path))?;
-    file.sync_data().map_err(WalError::io("sync", path))?;
-    shared.storage.sync_directory(&shared.directory).map_err(WalError::io("sync directory", &shared.directory))
-}
-
-/// Does the preparer's next piece of work.
-pub(super) fn tick(shared: &Shared, now: Instant) -> Turn {
-    let mut space = shared.space();
-    if space.closing {
-        return Turn::Done;
-    }
-    if let Some(retry) = space.retry_at {
-        if retry > now {
-            return Turn::Until(retry);
-        }
-        space.retry_at = None;
-    }
-    let outcome = if let Some(job) = space.jobs.pop_front() {
-        let keep = space.keeps(&shared.options);
-        drop(space);
-        run(shared, job, keep)
-    } else if space.wants_more(&shared.options) {
-        space.making += 1;
-        let number = space.next_free;
-        space.next_free += 1;
-        drop(space);
-        let made = make(shared, number);
-        let mut space = shared.space();
-        space.making -= 1;
-        made.map(|prepared| space.prepared.push(prepared))
-    } else {
-        // Nothing is missing that an error could have kept from being made.
-        let trouble = space.last_error.take();
-        drop(space);
-        if trouble.is_some() {
-            shared.changed();
-        }
-        return Turn::Idle;
-    };
-    let mut space = shared.space();
-    match outcome {
-        Ok(()) => {
-            if space.last_error.take().is_some() {
-                tracing::info!("segments can be made ready again");
-            }
-        }
-        Err(error) => {
-            if space.last_error.is_none() {
-                tracing::warn!(%error, "a segment could not be made ready; it is tried again each second");
-            }
-            space.last_error = Some(Trouble::from(&error));
-            space.retry_at = Some(now + RETRY);
-        }
-    }
-    drop(space);
-    shared.changed();
-    Turn::Again
-}
-
-fn run(shared: &Shared, job: Job, keep: bool) -> Result<(), WalError> {
-    let (path, again) = match &job {
-        Job::Recycle { number, failed: false } if keep => return recycle(shared, *number),
-        Job::Recycle { number, .. } => (segment::path(&shared.directory, *number), job),
-        Job::Discard(path) => (path.clone(), job),
-        Job::Adopt(number) => return adopt(shared, *number, keep),
-    };
-    match remove(shared, &path) {
-        Ok(()) => {
-            let mut space = shared.space();
-            space.in_use = space.in_use.saturating_sub(1);
-            Ok(())
-        }
-        Err(error) => {
-            shared.space().jobs.push_back(again);
-            Err(error)
-        }
-    }
-}
-
-fn remove(shared: &Shared, path: &Path) -> Result<(), WalError> {
-    match shared.storage.unlink(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(WalError::io("remove", path)(error)),
-        Ok(()) | Err(_) => {}
-    }
-    shared.storage.sync_directory(&shared.directory).map_err(WalError::io("sync directory", &shared.directory))
-}
-
-/// Gives a segment a free name. The directory is synced before the file is used again: otherwise a power cut could
-/// leave the new segment's bytes under the old segment's name.
-fn recycle(shared: &Shared, number: u64) -> Result<(), WalError> {
-    let from = segment::path(&shared.directory, number);
-    let free = {
-        let mut space = shared.space();
-        let free = space.next_free;
-        space.next_free += 1;
-        free
-    };
-    let to = segment::free_path(&shared.directory, free);
-    if let Err(error) = shared.storage.rename(&from, &to) {
-        if error.kind() == io::ErrorKind::NotFound {
-            // Somebody removed a segment that was not needed any more.
-            let mut space = shared.space();
-            space.in_use = space.in_use.saturating_sub(1);
-            return Ok(());
-        }
-        shared.space().jobs.push_back(Job::Recycle { number, failed: false });
-        return Err(WalError::io("rename", &from)(error));
-    }
-    {
-        let mut space = shared.space();
-        space.in_use = space.in_use.saturating_sub(1);
-        space.making += 1;
-    }
-    let opened = shared
-        .storage
-        .sync_directory(&shared.directory)
-        .map_err(WalError::io("sync directory", &shared.directory))
-        .and_then(|()| shared.storage.open(&to).map_err(WalError::io("open", &to)));
-    let mut space = shared.space();
-    space.making -= 1;
-    match opened {
-        Ok(file) => {
-            space.prepared.push(Prepared { path: to, file });
-            Ok(())
-        }
-        Err(error) => {
-            space.in_use += 1;
-            space.jobs.push_back(Job::Discard(to));
-            Err(error)
-        }
-    }
-}
-
-/// Takes over a free segment found at the start; one of another length, or one too many, is removed.
-fn adopt(shared: &Shared, number: u64, keep: bool) -> Result<(), WalError> {
-    let path = segment::free_path(&shared.directory, number);
-    let whole = u64::from(shared.options.segment_bytes);
-    let adopted = shared.storage.open(&path).and_then(|file| {
-        let fits = keep && file.length()? == whole;
-        if fits {
-            // The process before may have died between the allocation and its sync.
-            file.allocate(whole)?;
-            file.sync_data()?;
-        }
-        Ok(fits.then_some(file))
-    });
-    match adopted {
-        Ok(Some(file)) => {
-            shared
-                .storage
-                .sync_directory(&shared.directory)
-                .map_err(WalError::io("sync directory", &shared.directory))?;
-            shared.space().prepared.push(Prepared { path, file });
-            Ok(())
-        }
-        Ok(None) | Err(_) => remove(shared, &path),
-    }
 }

@@ -5,12 +5,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::control::{self, Control, RANGES_A_RECORD, SEGMENTS_A_RECORD};
+use super::checkpoint::{self, Contents};
+use super::control::Control;
 use super::error::DecodeError;
-use super::frame::{FRAME_HEADER, FrameView, RecordView};
+use super::frame::{FrameView, RecordView};
 use super::ranges::RangeSet;
-use super::record::RECORD_HEADER;
-use super::{Lsn, MAX_NUMBER, Settled, round_up};
+use super::{Lsn, MAX_NUMBER, Settled};
 use crate::message::Route;
 
 /// What is pending on a route.
@@ -34,6 +34,8 @@ pub struct State {
     pub routes: BTreeMap<Route, Pending>,
     /// The LSN behind the last durable one.
     pub next_lsn: Lsn,
+    /// What `routes` take in a checkpoint, kept as they come and go: there may be many, and each commit asks.
+    route_bytes: u64,
 }
 
 /// A segment that is in use.
@@ -83,12 +85,22 @@ impl State {
         self.next_lsn = self.next_lsn.max(lsn);
         for ((transport, destination), more) in arrived {
             let route = Route { transport: transport.into(), destination: destination.into() };
-            let pending = self.routes.entry(route).or_insert(Pending { oldest: more.oldest, ..Pending::default() });
-            pending.count += more.count;
-            pending.bytes += more.bytes;
+            self.add_route(route, more);
         }
         settlements.iter().for_each(|settled| self.settle(settled));
         Ok(())
+    }
+
+    pub(super) fn add_route(&mut self, route: Route, more: Pending) {
+        let pending = match self.routes.get_mut(&route) {
+            Some(pending) => pending,
+            None => {
+                self.route_bytes += checkpoint::route_bytes(&route);
+                self.routes.entry(route).or_insert(Pending { oldest: more.oldest, ..Pending::default() })
+            }
+        };
+        pending.count += more.count;
+        pending.bytes += more.bytes;
     }
 
     fn settle(&mut self, settled: &Settled) {
@@ -106,12 +118,14 @@ impl State {
                 pending.bytes = pending.bytes.saturating_sub(total.bytes);
                 if pending.count == 0 {
                     self.routes.remove(&total.route);
+                    self.route_bytes -= checkpoint::route_bytes(&total.route);
                 }
             }
         }
         // Damaged records are counted but nobody can say on which route; once nothing is pending, nothing is.
         if self.settled.prefix() + 1 >= self.next_lsn {
             self.routes.clear();
+            self.route_bytes = 0;
         }
     }
 
@@ -128,55 +142,9 @@ impl State {
         !self.settled.contains_range(segment.first_lsn, segment.last_lsn)
     }
 
-    /// The records of a checkpoint, in bodies of at most about `frame_bytes`; with each the number of records.
-    pub(super) fn checkpoint(&self, segments: &[SegmentInfo], frame_bytes: u32) -> Vec<(Vec<u8>, u32)> {
-        let mut bodies = Bodies { limit: frame_bytes as usize - FRAME_HEADER, done: Vec::new() };
-        let ranges: Vec<(Lsn, Lsn)> = self.settled.ranges().collect();
-        bodies.add(|body| {
-            let first = &ranges[..ranges.len().min(RANGES_A_RECORD)];
-            control::encode_ranges(body, self.settled.prefix(), first);
-        });
-        for chunk in ranges.chunks(RANGES_A_RECORD).skip(1) {
-            bodies.add(|body| control::encode_ranges(body, self.settled.prefix(), chunk));
-        }
-        for (route, pending) in &self.routes {
-            bodies.add(|body| control::encode_route(body, route, pending));
-        }
-        for chunk in segments.chunks(SEGMENTS_A_RECORD) {
-            bodies.add(|body| control::encode_segments(body, chunk));
-        }
-        bodies.add(|body| control::encode_end(body, ranges.len(), self.routes.len(), segments.len()));
-        bodies.done
-    }
-
-    /// At most what a segment's header and checkpoint take.
-    pub(super) fn overhead(&self, segments: usize, frame_bytes: u32) -> u64 {
-        let names = |route: &Route| (route.transport.len() + route.destination.len()) as u64;
-        let routes: u64 = self.routes.keys().map(|route| 40 + names(route)).sum();
-        let records = 3 + self.settled.len() / RANGES_A_RECORD + segments / SEGMENTS_A_RECORD;
-        let bytes = (self.settled.len() * 16 + segments * 32 + records * (RECORD_HEADER + 24)) as u64 + routes;
-        // Each frame may leave most of a record, a header and a block unused.
-        let frames = 1 + bytes / (u64::from(frame_bytes) / 2).max(1);
-        u64::from(super::BLOCK) + round_up(bytes) + frames * u64::from(super::BLOCK)
-    }
-}
-
-struct Bodies {
-    limit: usize,
-    done: Vec<(Vec<u8>, u32)>,
-}
-
-impl Bodies {
-    fn add(&mut self, write: impl Fn(&mut Vec<u8>)) {
-        let mut record = Vec::new();
-        write(&mut record);
-        match self.done.last_mut() {
-            Some((body, count)) if body.len() + record.len() <= self.limit => {
-                body.extend_from_slice(&record);
-                *count += 1;
-            }
-            _ => self.done.push((record, 1)),
-        }
+    /// What of the current state a checkpoint holds, beside a list of so many segments.
+    pub(super) fn contents(&self, segments: usize) -> Contents {
+        Contents { ranges: self.settled.len(), segments, route_bytes: self.route_bytes }
     }
 }
 
@@ -225,6 +193,7 @@ impl CheckpointReader {
         for (first, last) in self.ranges {
             settled.insert(first, last);
         }
-        Some((State { settled, routes: self.routes, next_lsn: first_lsn }, self.segments))
+        let route_bytes = self.routes.keys().map(checkpoint::route_bytes).sum();
+        Some((State { settled, routes: self.routes, next_lsn: first_lsn, route_bytes }, self.segments))
     }
 }

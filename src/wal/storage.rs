@@ -18,6 +18,10 @@ pub trait File: Send + Sync {
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Makes the file this long and has the file system set the blocks aside.
     fn allocate(&self, length: u64) -> io::Result<()>;
+    /// Makes the file this short. What cannot is left out, and the file removed instead.
+    fn truncate(&self, _length: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
     /// Returns once contents and length are on the disk (`fdatasync`; `F_FULLFSYNC` on macOS).
     fn sync_data(&self) -> io::Result<()>;
     /// The file's length.
@@ -101,6 +105,10 @@ impl File for fs::File {
 
     fn allocate(&self, length: u64) -> io::Result<()> {
         allocate(self, length)
+    }
+
+    fn truncate(&self, length: u64) -> io::Result<()> {
+        self.set_len(length)
     }
 
     fn sync_data(&self) -> io::Result<()> {

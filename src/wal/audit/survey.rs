@@ -86,6 +86,7 @@ impl Survey {
             | WalError::TooLarge { .. }
             | WalError::Closed
             | WalError::Scattered { .. }
+            | WalError::Crowded { .. }
             | WalError::Exhausted { .. }
             | WalError::Option { .. } => {
                 return Err(error);

@@ -29,6 +29,8 @@ pub enum Operation {
     },
     /// Blocks were set aside.
     Allocate(PathBuf),
+    /// A file was made shorter.
+    Truncate(PathBuf),
     /// A file was synced.
     Sync(PathBuf),
     /// A file was renamed.

@@ -31,7 +31,7 @@ impl Image {
         for (offset, bytes) in std::mem::take(&mut self.unsynced) {
             put(&mut self.durable, offset, &bytes);
         }
-        self.durable.resize(self.live.len().max(self.durable.len()), 0);
+        self.durable.resize(self.live.len(), 0);
     }
 
     /// A sync that failed: the pages are marked clean though not all of them reached the disk; the process still sees
