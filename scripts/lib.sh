@@ -30,31 +30,39 @@ need_apt() {
         die "missing, and sudo asks for a password: please run: sudo apt-get install $*"
 }
 
-# Installs Debian packages, after saying so. None of those asked for here brings a system service. Alternatives are
-# written A|B|C: the first one that this release has.
-install_packages() {
-    (($# > 0)) || return 0
-    local wanted package alternatives names=()
-    need_apt "$@"
-    say "missing: $*; installing with apt-get"
-    # The package lists of a fresh container are empty, old ones name files that are gone.
-    apt update || say "apt-get update failed; trying with the lists that are there"
+# The names of packages, a line each. Alternatives are written A|B|C: the first one that this release has, or simply the
+# first where no package lists are.
+package_names() {
+    local wanted package alternatives
     for wanted in "$@"; do
         IFS='|' read -ra alternatives <<<"$wanted"
         for package in "${alternatives[@]}"; do
             if apt-cache show "$package" >/dev/null 2>&1; then
-                names+=("$package")
+                echo "$package"
                 continue 2
             fi
         done
-        names+=("${alternatives[0]}")
+        echo "${alternatives[0]}"
     done
+}
+
+# Installs Debian packages, after saying so. None of those asked for here brings a system service.
+install_packages() {
+    (($# > 0)) || return 0
+    local names
+    mapfile -t names < <(package_names "$@")
+    need_apt "${names[@]}"
+    say "missing: ${names[*]}; installing with apt-get"
+    # The package lists of a fresh container are empty, old ones name files that are gone.
+    apt update || say "apt-get update failed; trying with the lists that are there"
+    mapfile -t names < <(package_names "$@")
     apt install --no-install-recommends "${names[@]}" || die "apt-get could not install: ${names[*]}"
 }
 
-# What compiling the crate with its C libraries (librdkafka, zstd) takes, and in tests tracing system calls and mounting.
+# What compiling the crate with its C libraries (librdkafka, zstd) takes, and in tests what they run besides the servers.
 need_build_tools() {
-    local missing=()
+    # Some tools lie where a user's search path may not lead.
+    local missing=() PATH=$PATH:/usr/sbin:/sbin
     command -v cargo >/dev/null || die "no cargo here: please install Rust (see rust-version in Cargo.toml) from https://rustup.rs"
     command -v gcc >/dev/null || missing+=(gcc libc6-dev)
     command -v g++ >/dev/null || missing+=(g++)
@@ -67,6 +75,9 @@ need_build_tools() {
     fi
     if [[ ${1:-} == tests ]]; then
         command -v strace >/dev/null || missing+=(strace)
+        # Certificates of the tests' own, and signals.
+        command -v openssl >/dev/null || missing+=(openssl)
+        type -P kill >/dev/null || missing+=(procps)
         # Small disks of their own: mkfs.ext4 and e2fsck, and mount with loop devices.
         command -v mkfs.ext4 >/dev/null || missing+=(e2fsprogs)
         command -v losetup >/dev/null || missing+=(mount)

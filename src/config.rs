@@ -91,7 +91,7 @@ pub struct TransportConfig {
     #[serde(default)]
     pub name: Option<Arc<str>>,
     /// `kafka://host:port[,host:port][/TOPIC][?option=value]`, `redis://[user@]host:port[/db][?stream=NAME]`, `rediss://…`.
-    /// Where it has a password, serializing this writes it down.
+    /// It may hold a password: `Debug` shows nothing of it.
     pub url: String,
     /// The password, where the URL has none.
     #[serde(default)]
@@ -166,7 +166,8 @@ pub struct Config {
     pub max_bytes: Option<u64>,
     /// A segment's size. Default 64 MiB; 64 KiB to 1 GiB, a multiple of 4 KiB.
     pub segment_bytes: u32,
-    /// Slots a transport: more means fewer strangers gated together, at 100 bytes each. Default 65,536; a power of two.
+    /// Slots a transport: more means fewer strangers gated together, at 104 bytes each, some 50 more once it was used.
+    /// Default 65,536; a power of two.
     pub slots: usize,
     /// Attempts after which a message goes to the dead letters. Default: no limit; where set, at least 1.
     pub max_attempts: Option<u32>,

@@ -27,7 +27,7 @@ pub enum Command {
     #[command(after_help = PRODUCE_HELP)]
     Produce(Produce),
     /// Deliver what an outbox still holds
-    #[command(after_help = "Exit code: 0 all delivered, 3 some still pending, 1 it could not be done, 2 wrong usage.")]
+    #[command(after_help = DRAIN_HELP)]
     Drain(Drain),
     /// Say what is pending in an outbox, and why; works beside a running producer
     Status(Status),
@@ -55,8 +55,12 @@ URL: kafka://host:port[,host:port]/TOPIC[?librdkafka.option=…]
      redis://[user[:password]@]host:port[/db]?stream=NAME, or rediss://… for TLS
 A password comes from the URL, from --password-file or from the variable OUTLAST_PASSWORD.
 
-Exit code: 0 everything was delivered; 3 everything was accepted, some of it is still in the outbox (`outlast drain`
-delivers it); 1 something was not accepted; 2 wrong usage.";
+Exit code: 0 everything was delivered; 3 everything was accepted, some of it is still in the outbox (`outlast drain` \
+delivers it) or became a dead letter (`outlast dead list`); 1 something was not accepted; 2 wrong usage.";
+
+const DRAIN_HELP: &str = "\
+Exit code: 0 everything was delivered; 3 some of it is still pending, or became a dead letter (`outlast dead list`); \
+1 it could not be done; 2 wrong usage.";
 
 const CHECK_HELP: &str = "\
 damage      acknowledged messages cannot be read, or nobody can say whether all can, or the outbox does not open
