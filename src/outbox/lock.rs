@@ -10,7 +10,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -69,7 +69,11 @@ impl Lock {
                 let metadata = file.metadata().map_err(|error| DirectoryError::io(path, "look at", error))?;
                 let guard = Arc::new(Guard::new(path.into(), FileId::of(&metadata)));
                 if guard.is_path() {
-                    write_pid(&mut file).map_err(|error| DirectoryError::io(path, "write", error))?;
+                    match write_pid(&mut file, &std::process::id().to_string()) {
+                        // Nothing is decided by it, and an outbox on a full disk is to be drained.
+                        Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {}
+                        done => done.map_err(|error| DirectoryError::io(path, "write", error))?,
+                    }
                     return Ok(Self { file, guard });
                 }
             }
@@ -92,7 +96,7 @@ impl Drop for Lock {
     fn drop(&mut self) {
         // Both may fail without harm: a stale pid is only read while the lock is held, and closing the file frees
         // the lock. Unless the process has forked: then the child would keep it, hence the explicit release.
-        let _ = self.file.set_len(0);
+        let _ = write_pid(&mut self.file, "");
         let _ = flock(&self.file, FlockOperation::Unlock);
     }
 }
@@ -117,10 +121,10 @@ fn try_lock(path: &Path, file: &File, operation: FlockOperation) -> Result<bool,
     }
 }
 
-fn write_pid(file: &mut File) -> std::io::Result<()> {
-    file.set_len(0)?;
+/// Over what is there, never cut short: on a full disk a block that is given back may not be had again.
+fn write_pid(file: &mut File, pid: &str) -> std::io::Result<()> {
     file.seek(SeekFrom::Start(0))?;
-    writeln!(file, "{}", std::process::id())
+    file.write_all(format!("{pid:<width$}\n", width = PID_BYTES as usize - 1).as_bytes())
 }
 
 fn read_pid(file: &mut File) -> Option<u32> {

@@ -324,11 +324,11 @@ impl Drain {
     pub(super) fn lift(&mut self, key: BlockKey) {
         self.catch_ups.remove(&key);
         self.unindexed.remove(key);
-        if let Some(block) = self.blocks.remove(key) {
-            if let Some(suppressed) = self.lines.lifted.admit(Instant::now()) {
-                let transport = self.dispatcher.name();
-                tracing::info!(%transport, route = %block.route, suppressed, "delivery goes on");
-            }
+        if let Some(block) = self.blocks.remove(key)
+            && let Some(suppressed) = self.lines.lifted.admit(Instant::now())
+        {
+            let transport = self.dispatcher.name();
+            tracing::info!(%transport, route = %block.route, suppressed, "delivery goes on");
         }
         self.dispatcher.gate().unblock(key);
         if let BlockKey::Lane(route, lane) = key {
