@@ -97,7 +97,7 @@ pub fn worn(seed: u64) -> Image {
 }
 
 fn recycled_by(outbox: [u8; 16], seed: u64, restarts: bool) -> Image {
-    let options = Options { max_segments: 6, outbox, ..sealing(64 << 10) };
+    let options = Options { max_segments: 8, outbox, ..sealing(64 << 10) };
     let mut writer = Writer::new("recycled", seed, options);
     let mut next = 1;
     for round in 1..=120u64 {

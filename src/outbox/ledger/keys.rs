@@ -108,7 +108,7 @@ pub struct LaneRow {
     pub first_failure: i64,
     /// When it last failed.
     pub last_failure: i64,
-    /// The last error; cut to [`MAX_ERROR_BYTES`] when written.
+    /// The last error; cut to `MAX_ERROR_BYTES` when written.
     pub error: String,
 }
 
