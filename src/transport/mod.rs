@@ -11,7 +11,7 @@
 
 #[cfg(feature = "testing")]
 pub mod conformance;
-#[cfg(any(feature = "testing", feature = "redis"))]
+#[cfg(any(feature = "testing", feature = "kafka", feature = "redis"))]
 pub(crate) mod fence;
 #[cfg(feature = "kafka")]
 pub mod kafka;
@@ -25,6 +25,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::WINDOW_BYTES;
 pub use crate::failure::{Class, Failure, Scope};
 use crate::message::{Message, Outgoing, Position, Route};
 pub use url::{BrokerUrl, Scheme, UrlError};
@@ -189,6 +190,8 @@ pub struct Monitor {
     route_up: Arc<dyn Fn(&Route) + Send + Sync>,
     /// The most bytes of key, headers and payload that a message may have.
     pub max_message_bytes: usize,
+    /// The most bytes that are handed over and not reported on. Default 32 MiB.
+    pub window_bytes: usize,
 }
 
 impl Monitor {
@@ -198,7 +201,14 @@ impl Monitor {
         notify: impl Fn(Availability) + Send + Sync + 'static,
         route_up: impl Fn(&Route) + Send + Sync + 'static,
     ) -> Self {
-        Self { notify: Arc::new(notify), route_up: Arc::new(route_up), max_message_bytes }
+        let (notify, route_up) = (Arc::new(notify), Arc::new(route_up));
+        Self { notify, route_up, max_message_bytes, window_bytes: WINDOW_BYTES }
+    }
+
+    /// Says how many bytes may be in flight.
+    pub fn window_bytes(mut self, bytes: usize) -> Self {
+        self.window_bytes = bytes;
+        self
     }
 
     /// The broker can be reached.

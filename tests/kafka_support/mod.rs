@@ -102,13 +102,23 @@ impl Rig {
             let Refused { handover, failure } = refused;
             // Dropped, it would report; the producer takes a ticket that came back by other means.
             std::mem::forget(handover.ticket);
+            *self.next.lock().unwrap() -= 1;
             failure
         })
     }
 
-    /// Submits; a refusal fails the test.
+    /// Submits, as soon as its partition has room, as the producer does; any other refusal fails the test.
     pub fn submit(&self, message: Message) -> u64 {
-        self.try_submit(message).unwrap_or_else(|failure| panic!("refused: {failure}"))
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let failure = match self.try_submit(message.clone()) {
+                Ok(number) => return number,
+                Err(failure) => failure,
+            };
+            let no_room = failure.class == Class::Transient && matches!(failure.scope, Scope::Partition(_));
+            assert!(no_room && Instant::now() < deadline, "refused: {failure}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     pub fn submit_alone(&self, message: Message) -> u64 {

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::share::Share;
 use crate::transport::{Failure, Ticket};
 
 /// Locks, and goes on after a panic elsewhere: what these locks guard is changed in single steps.
@@ -14,29 +15,13 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What one partition owns at the moment, over all instances.
-#[derive(Debug, Default)]
-pub(super) struct Share {
-    messages: AtomicUsize,
-    bytes: AtomicUsize,
-}
-
-impl Share {
-    /// Whether another message of `bytes` would go beyond the limits. The first one always fits.
-    pub(super) fn is_full(&self, bytes: usize, max_messages: usize, max_bytes: usize) -> bool {
-        let messages = self.messages.load(Ordering::Relaxed);
-        messages > 0 && (messages >= max_messages || self.bytes.load(Ordering::Relaxed) + bytes > max_bytes)
-    }
-
-    fn add(&self, bytes: usize) {
-        self.messages.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    fn remove(&self, bytes: usize) {
-        self.messages.fetch_sub(1, Ordering::Relaxed);
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
-    }
+/// What an instance is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Role {
+    /// Carries the traffic.
+    Producing,
+    /// Tries single messages by themselves.
+    Solo,
 }
 
 /// A message handed to librdkafka.
@@ -51,29 +36,60 @@ struct Owned {
 struct Slots {
     slots: Vec<Option<Owned>>,
     free: Vec<usize>,
+    /// Messages not reported on, or in the middle of it.
     taken: usize,
     /// When the first message was entered, or one was last reported on.
     moved: Option<Instant>,
 }
 
 /// The account of one instance.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Book {
+    /// Of all instances of the process, from 1.
+    id: u64,
+    role: Role,
     slots: Mutex<Slots>,
     emptied: Condvar,
     is_given_up: AtomicBool,
     given_up: Mutex<Option<Arc<Failure>>>,
-    acknowledged: AtomicU64,
+    has_delivered: AtomicBool,
+    /// Messages that were refused as too large, and their bytes.
+    too_large: AtomicUsize,
+    too_large_bytes: AtomicUsize,
 }
 
 impl Book {
+    pub(super) fn new(role: Role) -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
+        Self {
+            id: LAST.fetch_add(1, Ordering::Relaxed) + 1,
+            role,
+            slots: Mutex::default(),
+            emptied: Condvar::new(),
+            is_given_up: AtomicBool::new(false),
+            given_up: Mutex::default(),
+            has_delivered: AtomicBool::new(false),
+            too_large: AtomicUsize::new(0),
+            too_large_bytes: AtomicUsize::new(0),
+        }
+    }
+
+    fn is_producing(&self) -> bool {
+        self.role == Role::Producing
+    }
+
+    /// Whether a message for a partition has to wait for the first acknowledgement from there.
+    pub(super) fn awaits_proof(&self, share: &Share, now: Instant) -> bool {
+        self.is_producing() && share.awaits_proof(self.id, now)
+    }
+
     /// Enters a message; the number goes to librdkafka with it.
-    pub(super) fn enter(&self, ticket: Ticket, share: &Arc<Share>, bytes: usize) -> usize {
-        share.add(bytes);
+    pub(super) fn enter(&self, ticket: Ticket, share: &Arc<Share>, bytes: usize, now: Instant) -> usize {
+        share.enter(bytes, self.is_producing(), now);
         let owned = Owned { ticket, share: Arc::clone(share), bytes };
         let mut slots = lock(&self.slots);
         if slots.taken == 0 {
-            slots.moved = Some(Instant::now());
+            slots.moved = Some(now);
         }
         slots.taken += 1;
         if let Some(slot) = slots.free.pop() {
@@ -84,35 +100,84 @@ impl Book {
         slots.slots.len() - 1
     }
 
-    /// Takes a message's ticket out; `None` if it was reported on before.
-    pub(super) fn settle(&self, slot: usize) -> Option<Ticket> {
-        let mut slots = lock(&self.slots);
-        let owned = slots.slots.get_mut(slot)?.take()?;
-        slots.free.push(slot);
-        slots.taken -= 1;
-        slots.moved = Some(Instant::now());
-        let empty = slots.taken == 0;
-        drop(slots);
-        owned.share.remove(owned.bytes);
-        if empty {
-            self.emptied.notify_all();
+    /// Gives a message's ticket to `report`; nothing happens if it was reported on before. Its partition has room for
+    /// another one within the report already; for who waits the instance is empty only after it.
+    pub(super) fn settle(&self, slot: usize, report: impl FnOnce(Ticket)) {
+        let now = Instant::now();
+        if let Some(owned) = self.take(slot, now) {
+            self.report(owned, now, report);
         }
+    }
+
+    /// The same for an acknowledgement with an offset. Says whether its partition was unproven until now.
+    pub(super) fn acknowledge(&self, slot: usize, now: Instant, report: impl FnOnce(Ticket)) -> bool {
+        // Read first: a load is cheaper than a store that other threads see.
+        if !self.has_delivered.load(Ordering::Relaxed) {
+            self.has_delivered.store(true, Ordering::Relaxed);
+        }
+        let Some(owned) = self.take(slot, now) else { return false };
+        let news = self.is_producing() && owned.share.prove(self.id, now);
+        self.report(owned, now, report);
+        news
+    }
+
+    /// Takes a message back that librdkafka did not take; `None` if it was reported on in the meantime.
+    pub(super) fn withdraw(&self, slot: usize) -> Option<Ticket> {
+        let now = Instant::now();
+        let owned = self.take(slot, now)?;
+        owned.share.leave(owned.bytes, self.is_producing(), now);
+        self.gone(1);
         Some(owned.ticket)
     }
 
-    /// Takes out everything that was never reported on, oldest slot first.
-    pub(super) fn settle_rest(&self) -> Vec<Ticket> {
+    /// Notes that a message was refused as too large, before it is settled.
+    pub(super) fn refused_as_too_large(&self, slot: usize) {
+        let bytes = lock(&self.slots).slots.get(slot).and_then(Option::as_ref).map_or(0, |owned| owned.bytes);
+        self.too_large.fetch_add(1, Ordering::Relaxed);
+        self.too_large_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// How many messages were refused as too large, and how many bytes they have together.
+    pub(super) fn too_large(&self) -> (usize, usize) {
+        (self.too_large.load(Ordering::Relaxed), self.too_large_bytes.load(Ordering::Relaxed))
+    }
+
+    fn take(&self, slot: usize, now: Instant) -> Option<Owned> {
+        let mut slots = lock(&self.slots);
+        let owned = slots.slots.get_mut(slot)?.take()?;
+        slots.free.push(slot);
+        slots.moved = Some(now);
+        Some(owned)
+    }
+
+    fn report(&self, owned: Owned, now: Instant, report: impl FnOnce(Ticket)) {
+        owned.share.leave(owned.bytes, self.is_producing(), now);
+        report(owned.ticket);
+        self.gone(1);
+    }
+
+    fn gone(&self, count: usize) {
+        let mut slots = lock(&self.slots);
+        slots.taken -= count;
+        let empty = slots.taken == 0;
+        drop(slots);
+        if empty {
+            self.emptied.notify_all();
+        }
+    }
+
+    /// Reports on everything that was never reported on, oldest slot first; says how much that was.
+    pub(super) fn settle_rest(&self, mut report: impl FnMut(Ticket)) -> usize {
         let mut slots = lock(&self.slots);
         let rest: Vec<Owned> = slots.slots.iter_mut().filter_map(Option::take).collect();
         // No slot is used again: a late report must find its slot empty, not somebody else's message.
         slots.free.clear();
-        slots.taken = 0;
         drop(slots);
-        self.emptied.notify_all();
-        for owned in &rest {
-            owned.share.remove(owned.bytes);
+        let (count, now) = (rest.len(), Instant::now());
+        for owned in rest {
+            self.report(owned, now, &mut report);
         }
-        rest.into_iter().map(|owned| owned.ticket).collect()
+        count
     }
 
     /// Whether messages are owned and none was reported on for `time`.
@@ -121,7 +186,7 @@ impl Book {
         slots.taken > 0 && slots.moved.is_some_and(|moved| moved.elapsed() >= time)
     }
 
-    /// Waits until nothing is owned, for `timeout` at most; says whether it is so.
+    /// Waits until nothing is owned and every report was made, for `timeout` at most; says whether it is so.
     pub(super) fn wait_empty(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let mut slots = lock(&self.slots);
@@ -155,13 +220,8 @@ impl Book {
         lock(&self.given_up).clone()
     }
 
-    /// Counts an acknowledgement.
-    pub(super) fn acknowledge(&self) {
-        self.acknowledged.fetch_add(1, Ordering::Relaxed);
-    }
-
     /// Whether the instance ever delivered anything.
     pub(super) fn has_delivered(&self) -> bool {
-        self.acknowledged.load(Ordering::Relaxed) > 0
+        self.has_delivered.load(Ordering::Relaxed)
     }
 }

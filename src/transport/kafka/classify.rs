@@ -73,7 +73,7 @@ pub(super) fn judge(code: Code) -> Verdict {
 
 /// Codes of librdkafka's own: nothing the broker said.
 fn judge_client(code: Code) -> Option<Verdict> {
-    use Reach::{Lane, Route, Transport};
+    use Reach::{Lane, Partition, Route, Transport};
     Some(match code {
         // The connection: comes back by itself.
         Code::BrokerTransportFailure | Code::BrokerDestroy | Code::DestroyBroker | Code::NodeUpdate => {
@@ -90,8 +90,8 @@ fn judge_client(code: Code) -> Option<Verdict> {
         Code::Retry | Code::Interrupted | Code::Partial | Code::Outdated | Code::UnknownBroker => {
             transient(Transport, "interrupted; it is tried again")
         }
-        // A local limit, which passes when acknowledgements come.
-        Code::QueueFull => transient(Transport, "librdkafka's queue is full"),
+        // A local limit, which passes when acknowledgements come: no room, and no fault of anything wider.
+        Code::QueueFull => transient(Partition, "librdkafka's queue is full"),
         Code::ISRInsufficient => transient(Route, "too few replicas are in sync"),
         // Handed back by our own purge: no verdict on the message.
         Code::PurgeQueue | Code::PurgeInflight => fatal("handed back: the producer instance is being rebuilt"),
@@ -176,9 +176,9 @@ fn judge_access(code: Code) -> Option<Verdict> {
         Code::UnsupportedSASLMechanism | Code::IllegalSASLState => {
             hold(Transport, "the broker does not take this sasl.mechanism")
         }
-        Code::UnsupportedVersion | Code::UnsupportedForMessageFormat => {
-            hold(Transport, "the broker is too old, or the topic's message format is")
-        }
+        Code::UnsupportedVersion => hold(Transport, "the broker is too old"),
+        // The format is a setting of each topic (message.format.version).
+        Code::UnsupportedForMessageFormat => hold(Route, "the topic's message format is too old"),
         Code::UnsupportedCompressionType => hold(Route, "the broker does not take this compression.type"),
         // `acks=all` is not to be refused; if it is, nothing of ours can help.
         Code::InvalidRequiredAcks | Code::InvalidRequest | Code::InvalidConfig => {
@@ -213,6 +213,11 @@ fn judge_refusal(code: Code) -> Option<Verdict> {
         Code::NoError => fatal("reported without an error and without an offset"),
         _ => return None,
     })
+}
+
+/// Whether a code says that a batch, or the message that was alone in it, has too many bytes.
+pub(super) fn is_too_large(code: Code) -> bool {
+    matches!(code, Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize)
 }
 
 /// Codes that belong to consumers, groups, transactions or administration: none should ever reach a producer.
@@ -295,6 +300,15 @@ mod tests {
     fn an_unknown_code_holds() {
         let verdict = judge(Code::EndAll);
         assert_eq!((verdict.class, verdict.hint), (Class::Hold, UNKNOWN));
+    }
+
+    /// Both were told of the whole transport, and stopped every topic: one topic's old format, and a queue that the next
+    /// acknowledgement makes room in.
+    #[test]
+    fn one_topics_format_and_a_full_queue_stop_nothing_wider() {
+        assert_eq!(judge(Code::UnsupportedForMessageFormat).failure(Code::NoError, "t", 3).scope, Scope::Route);
+        let full = judge(Code::QueueFull).failure(Code::QueueFull, "t", 3);
+        assert_eq!((full.class, full.scope), (Class::Transient, Scope::Partition(3)));
     }
 
     #[test]

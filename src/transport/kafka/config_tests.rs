@@ -80,12 +80,26 @@ fn secrets_show_neither_in_debug_nor_in_errors_nor_in_log_lines() {
 #[test]
 fn requests_have_room_for_the_largest_message() {
     let plain = Settings::resolve(&KafkaConfig::new(["localhost:9092"])).unwrap_or_else(|error| panic!("{error}"));
-    let client = plain.client(4 << 20).unwrap_or_else(|error| panic!("{error}"));
+    let client = plain.client(4 << 20, 32 << 20).unwrap_or_else(|error| panic!("{error}"));
     let max: usize = client.get("message.max.bytes").and_then(|v| v.parse().ok()).unwrap_or(0);
     assert!(max > 4 << 20, "{max}");
     let small = KafkaConfig::new(["localhost:9092"]).option("message.max.bytes", "2000");
     let small = Settings::resolve(&small).unwrap_or_else(|error| panic!("{error}"));
-    assert!(small.client(1 << 20).is_err_and(|error| error.to_string().contains("message.max.bytes")));
+    assert!(small.client(1 << 20, 32 << 20).is_err_and(|error| error.to_string().contains("message.max.bytes")));
+}
+
+/// The queue was 32 MiB whatever the window was, and a smaller one of the application's was taken for an outage whenever it
+/// was full.
+#[test]
+fn librdkafkas_queue_has_room_for_the_window_and_at_least_for_one_message() {
+    let plain = Settings::resolve(&KafkaConfig::new(["localhost:9092"])).unwrap_or_else(|error| panic!("{error}"));
+    let client = plain.client(1 << 20, 256 << 20).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(client.get("queue.buffering.max.kbytes"), Some("262144"));
+    let small = KafkaConfig::new(["localhost:9092"]).option("queue.buffering.max.kbytes", "1000");
+    let small = Settings::resolve(&small).unwrap_or_else(|error| panic!("{error}"));
+    assert!(small.client(500 << 10, 32 << 20).is_ok());
+    let refused = small.client(1 << 20, 32 << 20).err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(refused.contains("queue.buffering.max.kbytes") && refused.contains("1088"), "{refused}");
 }
 
 #[cfg(not(feature = "tls"))]

@@ -1,5 +1,6 @@
 //! The three calls of librdkafka that rdkafka does not wrap. The only `unsafe` of the transport.
 
+use std::ffi::CStr;
 use std::ptr;
 use std::time::Duration;
 
@@ -35,6 +36,13 @@ pub(super) fn ping<C: ClientContext>(client: &Client<C>, timeout: Duration) -> R
     Ok(())
 }
 
+/// What marks the fatal errors that the transport raises itself.
+pub(super) const GIVEN_UP: &str = match REASON.to_str() {
+    Ok(text) => text,
+    Err(_) => "",
+};
+const REASON: &CStr = c"given up by outlast";
+
 /// Raises a fatal error in an instance, as librdkafka does when it cannot go on: nothing it holds is sent any
 /// more. Used where the transport knows before librdkafka does.
 pub(super) fn raise_fatal<C: ClientContext>(client: &Client<C>) {
@@ -43,7 +51,7 @@ pub(super) fn raise_fatal<C: ClientContext>(client: &Client<C>) {
         rd_kafka_test_fatal_error(
             client.native_ptr(),
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__GAPLESS_GUARANTEE,
-            c"given up by outlast".as_ptr(),
+            REASON.as_ptr(),
         );
     }
 }

@@ -4,8 +4,8 @@
 //! reported on: nothing more is handed to it, and the owner of the instance retires it. The callbacks never drop
 //! the producer, take no lock of the transport's but the book's, and never wait.
 
-use std::sync::Arc;
 use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
@@ -15,9 +15,13 @@ use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, PurgeConfig, ThreadedProducer};
 use tracing::{debug, warn};
 
-use super::book::{Book, Share};
+use super::book::{Book, Role, lock};
 use super::config::Settings;
+use super::link::Link;
 use super::log::Log;
+use super::reaper::Reaper;
+use super::share::Share;
+use super::signal::Bell;
 use super::{classify, ffi};
 use crate::message::{ID_HEADER, Outgoing, Position};
 use crate::transport::{Class, Failure, Handover, Refused, Scope};
@@ -33,19 +37,44 @@ pub(super) enum Event {
     Closing,
 }
 
-/// A producer and the account of what it owns.
+/// Whom an instance speaks to.
+#[derive(Clone)]
+pub(super) struct Contacts {
+    /// The owner.
+    pub(super) events: Sender<Event>,
+    /// Wakes who waits for a partition's first acknowledgement.
+    pub(super) bell: Arc<Bell>,
+    /// Learns of every acknowledgement.
+    pub(super) link: Arc<Link>,
+    /// Destroys the producer in the end.
+    pub(super) reaper: Arc<Reaper>,
+}
+
+/// A producer and the account of what it owns. Dropping it does not block.
 pub(super) struct Instance {
-    producer: ThreadedProducer<Callbacks>,
+    producer: Arc<ThreadedProducer<Callbacks>>,
     book: Arc<Book>,
+    reaper: Arc<Reaper>,
+}
+
+impl Drop for Instance {
+    fn drop(&mut self) {
+        self.reaper.destroy(Arc::clone(&self.producer));
+    }
 }
 
 impl Instance {
     /// Makes a producer, which connects in the background.
-    pub(super) fn new(client: &ClientConfig, settings: &Settings, events: Sender<Event>) -> Result<Self, String> {
-        let book = Arc::new(Book::default());
-        let callbacks = Callbacks { book: Arc::clone(&book), events, log: Log::new(settings.clone()) };
+    pub(super) fn new(
+        client: &ClientConfig,
+        settings: &Settings,
+        role: Role,
+        contacts: &Contacts,
+    ) -> Result<Self, String> {
+        let (book, reaper) = (Arc::new(Book::new(role)), Arc::clone(&contacts.reaper));
+        let callbacks = Callbacks::new(Arc::clone(&book), contacts.clone(), Log::new(settings.clone()));
         let producer = client.create_with_context(callbacks).map_err(|error| settings.scrub(&error.to_string()))?;
-        Ok(Self { producer, book })
+        Ok(Self { producer: Arc::new(producer), book, reaper })
     }
 
     /// The account.
@@ -60,21 +89,40 @@ impl Instance {
         if let Some(reason) = self.book.given_up() {
             return Err(Refused { handover, failure: Arc::new(handed_back(&reason)) });
         }
+        let now = Instant::now();
+        if self.book.awaits_proof(share, now) {
+            let text = "the first message of this producer instance is not acknowledged yet";
+            let failure = no_room(&handover.message, partition, text);
+            return Err(Refused { handover, failure: Arc::new(failure) });
+        }
         let Handover { message, alone, ticket } = handover;
-        let slot = self.book.enter(ticket, share, message.message.size());
+        let slot = self.book.enter(ticket, share, message.message.size(), now);
         let Err((error, _)) = self.producer.send(record(&message, partition, slot)) else {
             return Ok(());
         };
         let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
-        let failure = classify::judge(code).failure(code, &message.route.destination, partition);
-        if failure.class == Class::Fatal {
-            self.give_up(failure.clone());
-        }
-        match self.book.settle(slot) {
+        let failure = self.not_taken(code, &message, partition);
+        match self.book.withdraw(slot) {
             Some(ticket) => Err(Refused { handover: Handover { message, alone, ticket }, failure: Arc::new(failure) }),
             // Retired in the meantime, and reported failed: it is no longer the caller's.
             None => Ok(()),
         }
+    }
+
+    /// Why librdkafka did not take a message.
+    fn not_taken(&self, code: RDKafkaErrorCode, message: &Outgoing, partition: i32) -> Failure {
+        // It only says that there was a fatal error before; the reason is known elsewhere.
+        if code == RDKafkaErrorCode::Fatal && self.check_fatal() {
+            return self.book.given_up().map_or_else(closed, |reason| handed_back(&reason));
+        }
+        if code == RDKafkaErrorCode::QueueFull {
+            return no_room(message, partition, "librdkafka's queue is full");
+        }
+        let failure = classify::judge(code).failure(code, &message.route.destination, partition);
+        if failure.class == Class::Fatal {
+            self.give_up(failure.clone());
+        }
+        failure
     }
 
     /// Gives the instance up.
@@ -83,8 +131,8 @@ impl Instance {
     }
 
     /// Purges until nothing is owned, at first what waits, after `patience` also what is in flight; reports
-    /// failed what librdkafka never reported on. `hurry` ends the patience. Blocks; call it from the owner's thread
-    /// only, and drop the instance after it.
+    /// failed what librdkafka never reported on. `hurry` ends the patience. Blocks, for `patience` and two seconds at
+    /// most; call it from the owner's thread only, and drop the instance after it.
     pub(super) fn retire(&self, patience: Duration, hurry: impl Fn() -> bool) {
         /// How often what librdkafka has put back into its queue is purged again.
         const PURGE_EVERY: Duration = Duration::from_millis(100);
@@ -98,7 +146,8 @@ impl Instance {
         ffi::raise_fatal(self.producer.client());
         let deadline = Instant::now() + patience;
         loop {
-            self.producer.purge(PurgeConfig::default().queue());
+            // Not blocking: a broker thread that is looking up a name would keep us until it has found it.
+            self.producer.purge(PurgeConfig::default().queue().non_blocking());
             let left = deadline.saturating_duration_since(Instant::now());
             if self.book.wait_empty(PURGE_EVERY.min(left)) {
                 return;
@@ -107,16 +156,13 @@ impl Instance {
                 break;
             }
         }
-        self.producer.purge(PurgeConfig::default().queue().inflight());
+        self.producer.purge(PurgeConfig::default().queue().inflight().non_blocking());
         if self.book.wait_empty(LAST_REPORTS) {
             return;
         }
         let reason = Arc::new(reason);
-        let rest = self.book.settle_rest();
-        warn!(messages = rest.len(), "librdkafka never reported on some messages; they count as failed");
-        for ticket in rest {
-            ticket.failed(Arc::clone(&reason), true);
-        }
+        let messages = self.book.settle_rest(|ticket| ticket.failed(Arc::clone(&reason), true));
+        warn!(messages, "librdkafka never reported on some messages; they count as failed");
     }
 
     /// Gives the instance up if librdkafka has raised a fatal error in it; says whether it has.
@@ -156,6 +202,12 @@ fn record(outgoing: &Outgoing, partition: i32, slot: usize) -> BaseRecord<'_, [u
 
 const FATAL: (Class, Scope) = (Class::Fatal, Scope::Transport);
 
+/// The failure of a message that has to wait for a report on its partition: that makes room.
+pub(super) fn no_room(message: &Outgoing, partition: i32, why: &str) -> Failure {
+    let text = format!("{}[{partition}]: {why}", message.route.destination);
+    Failure::new(Class::Transient, Scope::Partition(partition), text)
+}
+
 /// The failure of messages that an instance gave back because of `reason`, which was another one's, unless it
 /// concerns the whole transport.
 pub(super) fn handed_back(reason: &Failure) -> Failure {
@@ -173,17 +225,33 @@ pub(super) fn closed() -> Failure {
 /// What librdkafka calls.
 pub(super) struct Callbacks {
     book: Arc<Book>,
-    events: Sender<Event>,
+    contacts: Contacts,
     log: Log,
+    /// The trouble told last, until it was told again.
+    told: Mutex<Option<(RDKafkaErrorCode, String)>>,
 }
 
 impl Callbacks {
+    fn new(book: Arc<Book>, contacts: Contacts, log: Log) -> Self {
+        Self { book, contacts, log, told: Mutex::default() }
+    }
+
+    /// rdkafka 0.39 tells each error event twice, one right after the other. Whether this is the second time.
+    fn is_echo(&self, code: RDKafkaErrorCode, reason: &str) -> bool {
+        let mut told = lock(&self.told);
+        if told.take_if(|(before, text)| *before == code && text == reason).is_some() {
+            return true;
+        }
+        *told = Some((code, reason.to_owned()));
+        false
+    }
+
     fn give_up(&self, failure: Failure) {
         let reason = failure.reason.clone();
         if self.book.give_up(failure) {
             warn!(%reason, "Kafka producer instance given up");
             // An owner that is gone has retired the instance already.
-            let _ = self.events.send(Event::GivenUp);
+            let _ = self.contacts.events.send(Event::GivenUp);
         }
     }
 
@@ -207,9 +275,13 @@ impl ClientContext for Callbacks {
     fn error(&self, error: KafkaError, reason: &str) {
         let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
         let reason = self.log.scrub(reason);
+        // What the transport raised itself it knows.
+        if self.is_echo(code, &reason) || reason.contains(ffi::GIVEN_UP) {
+            return;
+        }
         debug!(?code, reason, "librdkafka reports trouble");
         // Whether it is fatal only the client can tell, which is not at hand here: the owner asks it.
-        let _ = self.events.send(Event::Trouble(code, reason));
+        let _ = self.contacts.events.send(Event::Trouble(code, reason));
     }
 }
 
@@ -219,10 +291,11 @@ impl ProducerContext for Callbacks {
     fn delivery(&self, result: &DeliveryResult<'_>, slot: usize) {
         match result {
             Ok(message) if message.offset() >= 0 => {
-                self.book.acknowledge();
+                let now = Instant::now();
+                self.contacts.link.acknowledged(now);
                 let position = Position::Offset { partition: message.partition(), offset: message.offset() };
-                if let Some(ticket) = self.book.settle(slot) {
-                    ticket.delivered(position);
+                if self.book.acknowledge(slot, now, |ticket| ticket.delivered(position)) {
+                    self.contacts.bell.ring();
                 }
             }
             Ok(message) => {
@@ -230,17 +303,16 @@ impl ProducerContext for Callbacks {
                 let text = format!("{place}: acknowledged without an offset, which is no acknowledgement");
                 let failure = Failure::new(Class::Fatal, Scope::Transport, text);
                 self.give_up(failure.clone());
-                if let Some(ticket) = self.book.settle(slot) {
-                    ticket.failed(Arc::new(failure), true);
-                }
+                self.book.settle(slot, |ticket| ticket.failed(Arc::new(failure), true));
             }
             Err((error, message)) => {
                 let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+                if classify::is_too_large(code) {
+                    self.book.refused_as_too_large(slot);
+                }
                 let (failure, possibly) = self.failed(code, message);
                 self.give_up(failure.clone());
-                if let Some(ticket) = self.book.settle(slot) {
-                    ticket.failed(Arc::new(failure), possibly);
-                }
+                self.book.settle(slot, |ticket| ticket.failed(Arc::new(failure), possibly));
             }
         }
     }

@@ -1,8 +1,10 @@
 //! Whether the cluster answers: what librdkafka's events and the metadata thread's questions add up to.
 //!
-//! A broken connection alone is no outage (brokers close idle ones); it is one when no broker answers a question
-//! after it. A refused login or an untrusted certificate is told at once: no question can get through.
+//! A broken connection alone is no outage (brokers close idle ones), nor is a refused login or an untrusted
+//! certificate, which may be one broker's of many; it is one when no broker answers a question after it. An
+//! acknowledgement is an answer, too, and the question it overtook may stand in line behind it.
 
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -10,12 +12,16 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 
 use super::book::lock;
 use super::classify;
+use super::share::millis;
 use crate::message::Route;
 use crate::transport::{Class, Failure, Monitor, Scope};
 
 /// How long the reason librdkafka gave last explains why nobody answers. It repeats it at each attempt to connect,
 /// which are at most `reconnect.backoff.max.ms` (10 s) and half of that as jitter apart.
 const REASON_HOLDS: Duration = Duration::from_secs(60);
+
+/// How long an acknowledgement says that somebody is there.
+const ACKNOWLEDGEMENT_HOLDS: Duration = Duration::from_secs(2);
 
 /// What was last told, and what is known.
 #[derive(Debug, Default)]
@@ -29,6 +35,9 @@ struct State {
 pub(super) struct Link {
     monitor: OnceLock<Monitor>,
     state: Mutex<State>,
+    /// Whether "up" was told last: read at each acknowledgement.
+    is_up: AtomicBool,
+    acknowledged_at: AtomicU64,
 }
 
 impl Link {
@@ -39,7 +48,15 @@ impl Link {
 
     /// Whether the cluster answered when last asked.
     pub(super) fn is_up(&self) -> bool {
-        matches!(lock(&self.state).told, Some(Ok(())))
+        self.is_up.load(Ordering::Acquire)
+    }
+
+    /// A broker acknowledged a message.
+    pub(super) fn acknowledged(&self, now: Instant) {
+        self.acknowledged_at.store(millis(now), Ordering::Release);
+        if !self.is_up() {
+            self.up();
+        }
     }
 
     /// A broker answered.
@@ -48,6 +65,7 @@ impl Link {
         state.trouble = None;
         if !matches!(state.told, Some(Ok(()))) {
             state.told = Some(Ok(()));
+            self.is_up.store(true, Ordering::Release);
             tracing::info!("Kafka answers");
             // Under the lock, so that up and down arrive in the order they happened.
             if let Some(monitor) = self.monitor.get() {
@@ -56,9 +74,14 @@ impl Link {
         }
     }
 
-    /// Nobody answers; `code` says how the question failed, which the last trouble may explain better.
+    /// Nobody answered; `code` says how the question failed, which the last trouble may explain better.
     pub(super) fn down(&self, code: Code, now: Instant) {
         let mut state = lock(&self.state);
+        let acknowledged = self.acknowledged_at.load(Ordering::Acquire);
+        let silence = Duration::from_millis(millis(now).saturating_sub(acknowledged));
+        if self.is_up() && acknowledged > 0 && silence < ACKNOWLEDGEMENT_HOLDS {
+            return;
+        }
         let known = state.trouble.as_ref().filter(|(since, _)| now.duration_since(*since) < REASON_HOLDS);
         let failure = known.map_or_else(|| plain(code, ""), |(_, failure)| failure.clone());
         self.tell_down(&mut state, failure);
@@ -66,8 +89,8 @@ impl Link {
 
     /// librdkafka told of trouble with a broker, which may be the reason why nobody answers.
     pub(super) fn trouble(&self, code: Code, reason: &str, now: Instant) {
-        // "All brokers are down" is no reason.
-        if code == Code::AllBrokersDown {
+        // "All brokers are down" is no reason, and a failed instance none why nobody answers.
+        if matches!(code, Code::AllBrokersDown | Code::Fatal) {
             return;
         }
         let failure = plain(code, reason);
@@ -78,10 +101,7 @@ impl Link {
             .as_ref()
             .is_none_or(|(since, before)| failure.class >= before.class || now.duration_since(*since) >= REASON_HOLDS);
         if better {
-            state.trouble = Some((now, failure.clone()));
-        }
-        if failure.class == Class::Hold {
-            self.tell_down(&mut state, failure);
+            state.trouble = Some((now, failure));
         }
     }
 
@@ -100,6 +120,7 @@ impl Link {
         }
         let failure = Arc::new(failure);
         state.told = Some(Err(Arc::clone(&failure)));
+        self.is_up.store(false, Ordering::Release);
         tracing::warn!(reason = %failure.reason, class = ?failure.class, "Kafka does not answer");
         if let Some(monitor) = self.monitor.get() {
             monitor.down(failure);
@@ -145,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_password_is_told_at_once_and_stays_the_reason() {
+    fn a_wrong_password_stays_the_reason_why_nobody_answers() {
         let (link, heard) = link();
         let now = Instant::now();
         link.trouble(Code::Authentication, "SASL authentication error: bad login", now);
@@ -155,6 +176,34 @@ mod tests {
         let heard = lock(&heard);
         assert_eq!(heard.len(), 1, "{heard:?}");
         assert!(heard[0].starts_with("Hold authentication failed") && heard[0].contains("bad login"), "{heard:?}");
+    }
+
+    /// One broker of three refused the login, and the transport was told to be down, until the next question reached one
+    /// of the others: up and down in turns, each "up" slowing the drainer down anew.
+    #[test]
+    fn a_login_that_one_broker_refuses_is_no_outage_while_others_answer() {
+        let (link, heard) = link();
+        link.up();
+        for _ in 0..3 {
+            link.trouble(Code::Authentication, "SASL authentication error: bad login", Instant::now());
+            link.up();
+        }
+        assert_eq!(*lock(&heard), ["up"]);
+    }
+
+    /// With one request in flight a question waits behind the messages: it timed out, and the transport was told to be
+    /// down, while acknowledgements came in.
+    #[test]
+    fn an_acknowledgement_says_that_somebody_is_there() {
+        let (link, heard) = link();
+        let now = Instant::now();
+        link.down(Code::OperationTimedOut, now);
+        link.acknowledged(now);
+        link.down(Code::OperationTimedOut, now + ACKNOWLEDGEMENT_HOLDS / 2);
+        assert_eq!(lock(&heard).len(), 2, "{heard:?}");
+        link.down(Code::OperationTimedOut, now + ACKNOWLEDGEMENT_HOLDS * 2);
+        let heard = lock(&heard);
+        assert!(heard[1] == "up" && heard.len() == 3, "{heard:?}");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use tracing::{debug, error, info, warn};
 
 use super::book::lock;
 use super::config::Settings;
+use super::ffi;
 
 /// A connection that fails says so at each attempt, for hours.
 const LINES: u32 = 20;
@@ -36,8 +37,10 @@ impl Log {
 
     /// Passes a line on, unless there were too many of late. Debug lines were asked for and all pass.
     pub(super) fn line(&self, level: Level, facility: &str, text: &str) {
-        // That the gapless guarantee is "experimental" was considered, and is no news to an operator.
-        let known = facility == "CONFWARN" && text.contains("enable.gapless.guarantee");
+        // That the gapless guarantee is "experimental" was considered, and is no news to an operator; nor is the fatal
+        // error that the transport raises when it retires an instance, and be it because it closes.
+        let known = facility == "CONFWARN" && text.contains("enable.gapless.guarantee")
+            || facility == "FATAL" && text.contains(ffi::GIVEN_UP);
         if known || matches!(level, Level::Debug) {
             debug!(target: "outlast::librdkafka", facility, "{}", self.scrub(text));
             return;

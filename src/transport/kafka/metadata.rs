@@ -1,4 +1,4 @@
-//! The metadata thread: asks the cluster about topics, hands over what waited for the answers, and finds out
+//! The metadata thread: asks the cluster about topics, has handed over what waited for the answers, and finds out
 //! whether anybody answers at all. The only place that asks, because asking blocks.
 
 use std::sync::Arc;
@@ -10,12 +10,15 @@ use rdkafka::metadata::MetadataTopic;
 use super::Shared;
 use super::classify;
 use super::instance::Instance;
+use super::share::STALLED;
 use super::topics::{Knowledge, Topic};
 use crate::transport::{Class, Failure};
 
-/// How long an answer may take. While nobody answers, the shorter one keeps `close` from waiting for this thread.
+/// How long an answer may take. While nobody answers at first less, so that other topics get their turn; then more and
+/// more, for the question may stand in line behind messages that a slow broker takes its time with.
 const ANSWER: Duration = Duration::from_secs(3);
 const ANSWER_WHILE_DOWN: Duration = Duration::from_secs(1);
+const ANSWER_AT_MOST: Duration = Duration::from_secs(8);
 /// Between questions while nobody answers.
 const ASK_WHILE_DOWN: Duration = Duration::from_millis(500);
 /// Between questions about a topic that is there: new partitions are used within a minute.
@@ -28,22 +31,23 @@ const ASK_WHILE_CREATED: Duration = Duration::from_millis(100);
 /// Between questions about a topic that is missing, and the least between them when messages keep coming.
 const RECHECK: Duration = Duration::from_secs(5);
 pub(super) const RECHECK_LEAST: Duration = Duration::from_millis(500);
-/// Without an acknowledgement for so long while messages are owned, somebody should ask whether the broker still
-/// answers: a stopped one keeps its connections. Looked at each half of it.
-const STALLED: Duration = Duration::from_secs(2);
-/// Until messages that found librdkafka's queue full are handed over again.
-const QUEUE_FULL: Duration = Duration::from_millis(20);
+/// Until messages that found no room are handed over again.
+const NO_ROOM: Duration = Duration::from_millis(20);
 
 /// Runs until the transport stops.
 pub(super) fn run(shared: &Arc<Shared>) {
+    let mut unanswered = 0;
     while !shared.is_stopped() {
-        let wait = tick(shared, Instant::now());
+        let wait = tick(shared, Instant::now(), &mut unanswered);
         shared.bell.wait(wait);
     }
 }
 
-/// Asks what is due, and says how long there is nothing to do.
-fn tick(shared: &Arc<Shared>, now: Instant) -> Duration {
+/// Asks what is due, and says how long there is nothing to do. Counts the questions in a row that got no answer.
+///
+/// Somebody should ask whether the broker still answers when nothing is acknowledged for [`STALLED`]: a stopped one
+/// keeps its connections. So it is looked at each half of it.
+fn tick(shared: &Arc<Shared>, now: Instant, unanswered: &mut u32) -> Duration {
     let Some(instance) = shared.seat.current() else {
         return ASK_WHILE_DOWN;
     };
@@ -54,48 +58,68 @@ fn tick(shared: &Arc<Shared>, now: Instant) -> Duration {
         if shared.is_stopped() {
             return Duration::ZERO;
         }
-        let ask_at = topic.state().ask_at;
+        let ask_at = {
+            let mut state = topic.state();
+            if state.is_stalled(now) {
+                // Perhaps a partition lost its leader.
+                state.ask_sooner(now, RECHECK);
+            }
+            state.ask_at
+        };
         if ask_at <= now {
             asked = true;
-            if !ask(shared, &instance, &topic) {
+            if !ask(shared, &instance, &topic, unanswered) {
                 return ASK_WHILE_DOWN;
             }
         }
-        if !hand_over(shared, &topic) {
-            wait = wait.min(QUEUE_FULL);
+        if !shared.hand_over(&topic, Instant::now()) {
+            wait = wait.min(NO_ROOM);
         }
         wait = wait.min(topic.state().ask_at.saturating_duration_since(now));
     }
     let doubtful = shared.take_doubt() || !shared.link.is_up() || instance.book().is_stalled(STALLED);
-    if doubtful && !asked && !ping(shared, &instance) {
+    if doubtful && !asked && !ping(shared, &instance, unanswered) {
         return ASK_WHILE_DOWN;
     }
     wait
 }
 
+fn patience(unanswered: u32) -> Duration {
+    ANSWER_WHILE_DOWN.saturating_mul(1 << unanswered.min(8)).min(ANSWER_AT_MOST)
+}
+
 /// Asks whether anybody is there.
-fn ping(shared: &Arc<Shared>, instance: &Instance) -> bool {
-    let result = super::ffi::ping(instance.client(), ANSWER_WHILE_DOWN);
+fn ping(shared: &Arc<Shared>, instance: &Instance, unanswered: &mut u32) -> bool {
+    let result = super::ffi::ping(instance.client(), patience(*unanswered));
     match result {
-        Ok(()) => shared.link.up(),
-        Err(code) => shared.link.down(code, Instant::now()),
+        Ok(()) => {
+            *unanswered = 0;
+            shared.link.up();
+        }
+        Err(code) => {
+            *unanswered = unanswered.saturating_add(1);
+            shared.link.down(code, Instant::now());
+        }
     }
     result.is_ok()
 }
 
 /// Asks about one topic; says whether there was an answer.
-fn ask(shared: &Arc<Shared>, instance: &Instance, topic: &Topic) -> bool {
+fn ask(shared: &Arc<Shared>, instance: &Instance, topic: &Topic, unanswered: &mut u32) -> bool {
     let name: &str = &topic.route.destination;
-    let patience = if shared.link.is_up() && !shared.is_doubtful() { ANSWER } else { ANSWER_WHILE_DOWN };
+    let undoubted = shared.link.is_up() && !shared.is_doubtful();
+    let patience = if undoubted { ANSWER.max(patience(*unanswered)) } else { patience(*unanswered) };
     let answer = instance.client().fetch_metadata(Some(name), patience);
     let now = Instant::now();
     let metadata = match answer {
         Ok(metadata) => metadata,
         Err(error) => {
+            *unanswered = unanswered.saturating_add(1);
             shared.link.down(error.rdkafka_error_code().unwrap_or_else(|| local(&error)), now);
             return false;
         }
     };
+    *unanswered = 0;
     shared.link.up();
     let described = metadata.topics().iter().find(|described| described.name() == name);
     let code = match described {
@@ -126,9 +150,11 @@ fn found(shared: &Arc<Shared>, topic: &Topic, described: &MetadataTopic, now: In
     }
     let mut state = topic.state();
     let was_missing = matches!(state.knowledge, Knowledge::Missing(_));
+    // A partition without a leader gets one soon, as a rule.
+    let all_led = leaders.iter().all(|&led| led);
     state.know(leaders);
     state.asked_at = Some(now);
-    state.ask_at = now + REFRESH;
+    state.ask_at = now + if all_led { REFRESH } else { RECHECK };
     drop(state);
     if was_missing {
         tracing::info!(route = %topic.route, "the topic is usable again");
@@ -164,26 +190,4 @@ fn not_found(shared: &Arc<Shared>, topic: &Topic, code: Code, now: Instant) {
     }
     topic.fail_waiting(None, &failure);
     shared.bell.ring();
-}
-
-/// Hands over what waits for a topic that is there; says whether nothing is left.
-fn hand_over(shared: &Arc<Shared>, topic: &Topic) -> bool {
-    let mut state = topic.state();
-    if !state.is_ready() {
-        return true;
-    }
-    while let Some(handover) = state.waiting.pop_front() {
-        let Err(refused) = shared.dispatch(&mut state, handover, false) else {
-            continue;
-        };
-        if refused.failure.class == Class::Transient {
-            state.waiting.push_front(refused.handover);
-            return false;
-        }
-        // What lies behind it may be of its lane.
-        drop(state);
-        topic.fail_waiting(Some(refused.handover), &refused.failure);
-        return true;
-    }
-    true
 }

@@ -14,9 +14,11 @@
 //! Threads: librdkafka's own, its event thread (reports), `outlast-kafka-meta` (asks about topics, hands over what
 //! waited), `outlast-kafka-keep` (rebuilds), and, when needed, `outlast-kafka-solo`.
 
+mod batch;
 mod book;
 mod classify;
 mod config;
+mod dispatch;
 mod ffi;
 mod instance;
 mod link;
@@ -24,8 +26,11 @@ mod log;
 mod metadata;
 mod migrate;
 mod partitioner;
+mod reaper;
 mod rebuild;
 mod seat;
+mod security;
+mod share;
 mod signal;
 mod solo;
 mod topics;
@@ -39,14 +44,16 @@ use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 
-use self::book::lock;
+use self::batch::BatchSize;
+use self::book::{Role, lock};
 use self::config::Settings;
-use self::instance::{Event, Instance, closed};
+use self::instance::{Contacts, Event, Instance, closed};
 use self::link::Link;
+use self::reaper::Reaper;
 use self::seat::Seat;
 use self::signal::{Bell, Latch};
 use self::solo::Solo;
-use self::topics::{Knowledge, State, Topics};
+use self::topics::Topics;
 use super::{Class, Failure, Handover, Monitor, Refused, Scope, StartError, Transport};
 use crate::message::{Body, Message, Outgoing};
 
@@ -69,10 +76,12 @@ struct Shared {
     events: Sender<Event>,
     seat: Seat,
     topics: Topics,
-    link: Link,
+    link: Arc<Link>,
     solo: Solo,
+    batch: BatchSize,
+    reaper: Arc<Reaper>,
     /// Wakes the metadata thread.
-    bell: Bell,
+    bell: Arc<Bell>,
     /// Whether somebody should find out if the cluster still answers.
     doubt: AtomicBool,
     /// Nothing is taken any more.
@@ -91,14 +100,16 @@ impl KafkaTransport {
         let settings = Settings::resolve(&config)?;
         let (events, inbox) = channel();
         let shared = Shared {
+            batch: BatchSize::new(settings.batch_size),
             settings,
             client: OnceLock::new(),
             events,
             seat: Seat::default(),
             topics: Topics::default(),
-            link: Link::default(),
+            link: Arc::default(),
             solo: Solo::default(),
-            bell: Bell::default(),
+            reaper: Arc::default(),
+            bell: Arc::default(),
             doubt: AtomicBool::new(true),
             closing: AtomicBool::new(false),
             stopped: Latch::default(),
@@ -145,7 +156,7 @@ impl fmt::Debug for KafkaTransport {
 
 impl Transport for KafkaTransport {
     fn start(&self, monitor: Monitor) -> Result<(), StartError> {
-        let client = self.shared.settings.client(monitor.max_message_bytes)?;
+        let client = self.shared.settings.client(monitor.max_message_bytes, monitor.window_bytes)?;
         let Some(inbox) = lock(&self.inbox).take() else {
             return Err(StartError("the transport was started before".to_owned()));
         };
@@ -164,11 +175,8 @@ impl Transport for KafkaTransport {
 
     fn partition(&self, message: &Outgoing) -> Option<i32> {
         let topic = self.shared.topics.find(&message.route.destination)?;
-        let state = topic.state();
-        let Knowledge::Known(partitions) = &state.knowledge else { return None };
-        let message = &message.message;
-        let count = i32::try_from(partitions.leaders.len()).ok()?;
-        message.partition.or_else(|| self.shared.settings.partitioner.keyed(message.key.as_deref(), count))
+        let mut state = topic.state();
+        self.shared.place(&mut state, message, Instant::now())
     }
 
     fn submit(&self, handover: Handover) -> Result<(), Refused> {
@@ -180,20 +188,20 @@ impl Transport for KafkaTransport {
         let topic = shared.topics.of(&handover.message.route, now);
         let mut state = topic.state();
         if let Some(failure) = state.refusal(now) {
-            if state.ask_sooner(now) {
+            if state.ask_sooner(now, metadata::RECHECK_LEAST) {
                 shared.bell.ring();
             }
             return Err(Refused { handover, failure });
         }
-        if state.is_ready() && state.waiting.is_empty() {
-            return shared.dispatch(&mut state, handover, true);
+        shared.take(&mut state, handover, now)
+    }
+
+    fn hand_back(&self) {
+        if let Some(instance) = self.shared.seat.current() {
+            // The keeper hears of it, and rebuilds.
+            let text = "partitions that keep what they own have taken too much of the window";
+            instance.give_up(Failure::new(Class::Fatal, Scope::Transport, text));
         }
-        let first = state.waiting.is_empty();
-        state.wait(handover)?;
-        if first {
-            shared.bell.ring();
-        }
-        Ok(())
     }
 
     fn close(&self, grace: Duration) {
@@ -211,12 +219,30 @@ impl Transport for KafkaTransport {
             instance.retire(Duration::ZERO, || true);
         }
         shared.topics.fail_waiting(&Arc::new(closed()));
-        shared.solo.join();
-        for thread in lock(&self.threads).drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a thread of the Kafka transport panicked");
-            }
+        let deadline = Instant::now() + THREADS_END;
+        for thread in lock(&self.threads).drain(..).chain(shared.solo.thread()) {
+            join(thread, deadline);
         }
+        shared.reaper.wait(deadline.saturating_duration_since(Instant::now()));
+    }
+}
+
+/// How long `close` waits for its threads, each of which ends soon unless it sits in a call of librdkafka's.
+const THREADS_END: Duration = Duration::from_secs(3);
+
+/// Waits for a thread to end, and leaves it to itself if it does not: it holds nothing that anybody waits for.
+fn join(thread: JoinHandle<()>, deadline: Instant) {
+    /// There is no way to wait for a thread with a limit.
+    const LOOK: Duration = Duration::from_millis(1);
+    while !thread.is_finished() {
+        if Instant::now() >= deadline {
+            tracing::debug!(name = thread.thread().name(), "a thread of the Kafka transport takes long to end");
+            return;
+        }
+        std::thread::sleep(LOOK);
+    }
+    if thread.join().is_err() {
+        tracing::error!("a thread of the Kafka transport panicked");
     }
 }
 
@@ -247,8 +273,11 @@ impl Shared {
 
     /// A new producing instance.
     fn instance(&self) -> Result<Instance, String> {
-        let client = self.client.get().ok_or("the transport has not been started")?;
-        Instance::new(client, &self.settings, self.events.clone())
+        let mut client = self.client.get().ok_or("the transport has not been started")?.clone();
+        if let Some(smaller) = self.batch.smaller() {
+            client.set("batch.size", smaller.to_string());
+        }
+        Instance::new(&client, &self.settings, Role::Producing, &self.contacts())
     }
 
     /// A new instance for messages that are tried by themselves.
@@ -257,57 +286,16 @@ impl Shared {
         client.set("batch.num.messages", "1");
         client.set("queue.buffering.max.ms", "0");
         client.remove("linger.ms");
-        Instance::new(&client, &self.settings, self.events.clone())
+        Instance::new(&client, &self.settings, Role::Solo, &self.contacts())
     }
 
-    /// Chooses the partition of a message and hands it over. `capped`: what the partition may own is limited.
-    // The message comes back on the rare way, and a box on the frequent one would cost more.
-    #[allow(clippy::result_large_err)]
-    fn dispatch(self: &Arc<Self>, state: &mut State, handover: Handover, capped: bool) -> Result<(), Refused> {
-        let Knowledge::Known(partitions) = &state.knowledge else {
-            return state.wait(handover);
-        };
-        let topic = &handover.message.route.destination;
-        let count = partitions.leaders.len() as i32;
-        let message = &handover.message.message;
-        let key = message.key.as_deref();
-        let partition =
-            message.partition.or_else(|| self.settings.partitioner.keyed(key, count)).unwrap_or_else(|| {
-                // The partitioner `random` draws anew for each message that has a key.
-                let linger =
-                    if key.is_none_or(<[u8]>::is_empty) { self.settings.sticky_linger } else { Duration::ZERO };
-                state.sticky.choose(Instant::now(), linger, &partitions.leaders)
-            });
-        let index = usize::try_from(partition).ok();
-        let Some(share) = index.and_then(|index| partitions.shares.get(index)) else {
-            let text = format!("{topic}[{partition}]: the topic has {count} partitions, counted from 0");
-            let failure = Arc::new(Failure::new(Class::Hold, Scope::Partition(partition), text));
-            return Err(Refused { handover, failure });
-        };
-        if capped && share.is_full(message.size(), config::PARTITION_MESSAGES, config::PARTITION_BYTES) {
-            let led = index.and_then(|index| partitions.leaders.get(index)).copied().unwrap_or(false);
-            let why = if led { "" } else { ", and it has no leader" };
-            let text = format!("{topic}[{partition}]: as much as a partition may own is not acknowledged yet{why}");
-            let failure = Arc::new(Failure::new(Class::Transient, Scope::Partition(partition), text));
-            return Err(Refused { handover, failure });
+    fn contacts(&self) -> Contacts {
+        Contacts {
+            events: self.events.clone(),
+            bell: Arc::clone(&self.bell),
+            link: Arc::clone(&self.link),
+            reaper: Arc::clone(&self.reaper),
         }
-        if handover.alone {
-            self.solo.submit(self, handover, partition, share)
-        } else {
-            self.seat.send(handover, partition, share)
-        }
-    }
-}
-
-impl State {
-    /// Somebody asks for a topic that is missing: asks the cluster, but not each time.
-    fn ask_sooner(&mut self, now: Instant) -> bool {
-        let earliest = self.asked_at.map_or(now, |asked| asked + metadata::RECHECK_LEAST);
-        let sooner = earliest.max(now) < self.ask_at;
-        if sooner {
-            self.ask_at = earliest.max(now);
-        }
-        sooner
     }
 }
 

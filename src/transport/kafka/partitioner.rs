@@ -7,6 +7,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::message::MessageId;
+
 /// How keys map to partitions: librdkafka's `partitioner` option.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(super) enum Partitioner {
@@ -62,25 +64,30 @@ impl Partitioner {
 pub(super) struct Sticky(Option<(i32, Instant)>);
 
 impl Sticky {
-    /// The current partition, drawn anew when its time has passed or it lost its leader.
-    pub(super) fn choose(&mut self, now: Instant, linger: Duration, leaders: &[bool]) -> i32 {
-        let led = |partition: i32| leaders.get(partition as usize).copied().unwrap_or(false);
+    /// The current partition of `count`, drawn anew when its time has passed or it is not `usable` any more.
+    pub(super) fn choose(&mut self, now: Instant, linger: Duration, count: i32, usable: impl Fn(i32) -> bool) -> i32 {
         if let Some((partition, until)) = self.0
             && now < until
-            && led(partition)
+            && (0..count).contains(&partition)
+            && usable(partition)
         {
             return partition;
         }
-        let count = leaders.len().max(1) as i32;
-        let mut partition = fastrand::i32(0..count);
-        if !led(partition) {
-            // The next one that has a leader; if none has, the draw stands and the message waits there.
-            let rotated = (0..count).map(|step| (partition + step) % count).find(|&p| led(p));
-            partition = rotated.unwrap_or(partition);
-        }
+        let partition = next_usable(fastrand::i32(0..count.max(1)), count, usable);
         self.0 = Some((partition, now + linger));
         partition
     }
+}
+
+/// The partition of a message that is to go anywhere: the same at each attempt, as long as it is usable.
+pub(super) fn scattered(id: MessageId, count: i32, usable: impl Fn(i32) -> bool) -> i32 {
+    let first = (crc32fast::hash(&id.to_bytes()) % count.unsigned_abs().max(1)) as i32;
+    next_usable(first, count, usable)
+}
+
+/// `first`, or the next one that is usable; if none is, `first` stands and the message waits there.
+fn next_usable(first: i32, count: i32, usable: impl Fn(i32) -> bool) -> i32 {
+    (0..count).map(|step| (first + step) % count).find(|&partition| usable(partition)).unwrap_or(first)
 }
 
 /// MurmurHash2 as the Java client seeds it.
@@ -143,13 +150,25 @@ mod tests {
     }
 
     #[test]
-    fn keyless_messages_avoid_partitions_without_a_leader() {
+    fn keyless_messages_stay_together_and_avoid_what_is_not_usable() {
         let mut sticky = Sticky::default();
         let now = Instant::now();
         for _ in 0..100 {
-            assert_eq!(sticky.choose(now, Duration::ZERO, &[false, true, false]), 1);
+            assert_eq!(sticky.choose(now, Duration::ZERO, 3, |partition| partition == 1), 1);
         }
-        let first = sticky.choose(now, Duration::from_secs(1), &[true; 8]);
-        assert!((0..100).all(|_| sticky.choose(now, Duration::from_secs(1), &[true; 8]) == first), "sticky");
+        let first = sticky.choose(now, Duration::from_secs(1), 8, |_| true);
+        assert!((0..100).all(|_| sticky.choose(now, Duration::from_secs(1), 8, |_| true) == first), "sticky");
+        assert_ne!(sticky.choose(now, Duration::from_secs(1), 8, |partition| partition != first), first);
+    }
+
+    #[test]
+    fn scattered_messages_reach_every_partition_and_always_the_same() {
+        let places: Vec<_> = (0..1_000).map(|number| scattered(MessageId::new(7, number), 5, |_| true)).collect();
+        for partition in 0..5 {
+            let count = places.iter().filter(|&&place| place == partition).count();
+            assert!((100..=300).contains(&count), "{count} of 1,000 on partition {partition} of 5");
+        }
+        assert!((0..1_000).all(|number| scattered(MessageId::new(7, number), 5, |_| true) == places[number as usize]));
+        assert_eq!(scattered(MessageId::new(7, 1), 5, |partition| partition == 4), 4);
     }
 }

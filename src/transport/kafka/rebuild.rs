@@ -48,6 +48,7 @@ fn rebuild(shared: &Shared, events: &Receiver<Event>, failures: u32) -> u32 {
     };
     let reason = old.book().given_up();
     retire(shared, &old);
+    shared.batch.refused(old.book().too_large());
     if let Some(reason) = reason {
         shared.topics.fail_waiting(&Arc::new(handed_back(&reason)));
     }

@@ -6,8 +6,8 @@
 
 use std::sync::{Arc, PoisonError, RwLock};
 
-use super::book::Share;
 use super::instance::{Instance, handed_back};
+use super::share::Share;
 use crate::transport::{Class, Failure, Handover, Refused, Scope};
 
 /// The place.

@@ -7,12 +7,14 @@
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::Shared;
-use super::book::{Share, lock};
+use super::book::lock;
 use super::instance::{Instance, closed};
 use super::rebuild;
+use super::share::Share;
 use crate::transport::{Class, Failure, Handover, Outcome, Recipient, Refused, Scope, Ticket};
 
 /// An instance that had nothing to do for so long is closed.
@@ -37,7 +39,7 @@ struct Job {
 struct State {
     jobs: VecDeque<Job>,
     busy: bool,
-    thread: Option<std::thread::JoinHandle<()>>,
+    thread: Option<JoinHandle<()>>,
     running: bool,
 }
 
@@ -88,15 +90,10 @@ impl Solo {
         state.busy || !state.jobs.is_empty()
     }
 
-    /// Waits for the thread to end, once the transport has stopped.
-    pub(super) fn join(&self) {
+    /// The thread, which ends soon once the transport has stopped.
+    pub(super) fn thread(&self) -> Option<JoinHandle<()>> {
         self.arrived.notify_all();
-        let thread = lock(&self.state).thread.take();
-        if let Some(thread) = thread
-            && thread.join().is_err()
-        {
-            tracing::error!("the solo thread panicked");
-        }
+        lock(&self.state).thread.take()
     }
 
     /// The next message; `None` when there was none for long, or the transport has stopped.
@@ -158,7 +155,8 @@ fn run(shared: &Arc<Shared>) {
         if failures > 0 {
             shared.stopped.wait(rebuild::backoff(failures, fastrand::f64()));
         }
-        let outcome = try_alone(shared, &mut instance, &job);
+        let (outcome, too_large) = try_alone(shared, &mut instance, &job);
+        remember(shared, &job, &outcome, too_large);
         // A verdict is an answer, whatever it says; only an instance that fails by itself must not spin.
         let answered = match &outcome {
             Outcome::Delivered(_) => true,
@@ -178,17 +176,30 @@ fn run(shared: &Arc<Shared>) {
     }
 }
 
-/// Sends one message and waits for its outcome; an instance that failed has been retired when this returns.
-fn try_alone(shared: &Shared, place: &mut Option<Instance>, job: &Job) -> Outcome {
-    let failed = |text: String| Outcome::Failed {
-        failure: Arc::new(Failure::new(Class::Transient, Scope::Lane, text)),
-        possibly_delivered: false,
+/// Notes which sizes the topic takes, before the message is reported on: what comes next is judged by it.
+fn remember(shared: &Shared, job: &Job, outcome: &Outcome, too_large: bool) {
+    let (message, now) = (&job.handover.message, Instant::now());
+    let Some(topic) = shared.topics.find(&message.route.destination) else { return };
+    if matches!(outcome, Outcome::Delivered(_)) {
+        topic.state().passed(message.message.size(), now);
+    } else if too_large {
+        topic.state().refused(message.message.size(), now);
+        shared.batch.restore();
+    }
+}
+
+/// Sends one message and waits for its outcome, and whether that is that it is too large; an instance that failed has
+/// been retired when this returns.
+fn try_alone(shared: &Shared, place: &mut Option<Instance>, job: &Job) -> (Outcome, bool) {
+    let failed = |text: String, possibly_delivered| {
+        let failure = Arc::new(Failure::new(Class::Transient, Scope::Lane, text));
+        (Outcome::Failed { failure, possibly_delivered }, false)
     };
     let instance = match place.take() {
         Some(instance) => instance,
         None => match shared.solo_instance() {
             Ok(instance) => instance,
-            Err(reason) => return failed(format!("no instance to try the message by itself: {reason}")),
+            Err(reason) => return failed(format!("no instance to try the message by itself: {reason}"), false),
         },
     };
     // An instance that knows the topic sends at once; if nobody answers now, the message waits in it.
@@ -199,7 +210,7 @@ fn try_alone(shared: &Shared, place: &mut Option<Instance>, job: &Job) -> Outcom
     if let Err(refused) = instance.send(handover, job.partition, &job.share) {
         refused.handover.ticket.withdraw();
         rebuild::retire(shared, &instance);
-        return Outcome::Failed { failure: refused.failure, possibly_delivered: false };
+        return (Outcome::Failed { failure: refused.failure, possibly_delivered: false }, false);
     }
     // A fatal error without a report is as good as one; but librdkafka raises the error first and reports with the
     // broker's verdict a moment later.
@@ -209,7 +220,7 @@ fn try_alone(shared: &Shared, place: &mut Option<Instance>, job: &Job) -> Outcom
         fatal_since.set(fatal());
         shared.is_stopped() || fatal_since.get().is_some_and(|since| since.elapsed() >= REPORT)
     });
-    let mut given_up_for = None;
+    let (mut given_up_for, mut too_large) = (None, false);
     if let Some(Outcome::Delivered(_)) = verdict {
         *place = Some(instance);
     } else {
@@ -219,16 +230,18 @@ fn try_alone(shared: &Shared, place: &mut Option<Instance>, job: &Job) -> Outcom
         }
         given_up_for = instance.book().given_up();
         rebuild::retire(shared, &instance);
+        too_large = instance.book().too_large().0 > 0;
     }
     match (verdict, lock(&watch.outcome).take()) {
-        (Some(verdict), _) => verdict,
+        (Some(verdict), _) => (verdict, too_large),
         // Retiring the instance made librdkafka hand the message back; that is not why it failed.
         (None, Some(Outcome::Failed { possibly_delivered, .. })) => {
             let failure = given_up_for.unwrap_or_else(|| Arc::new(no_verdict(job)));
-            Outcome::Failed { failure, possibly_delivered }
+            (Outcome::Failed { failure, possibly_delivered }, too_large)
         }
-        (None, Some(delivered @ Outcome::Delivered(_))) => delivered,
-        (None, None) => failed("the message tried by itself was not reported on".to_owned()),
+        (None, Some(delivered @ Outcome::Delivered(_))) => (delivered, false),
+        // Whatever became of it, librdkafka had it.
+        (None, None) => failed("the message tried by itself was not reported on".to_owned(), true),
     }
 }
 

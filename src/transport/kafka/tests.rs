@@ -93,17 +93,29 @@ fn a_fatal_error_without_a_report_rebuilds_the_instance() {
 /// as possibly delivered, and what librdkafka says later finds an empty slot.
 #[test]
 fn a_message_librdkafka_never_reports_on_is_reported_failed() {
-    let book = book::Book::default();
-    let share = Arc::new(book::Share::default());
-    let ticket = || super::super::Ticket::new(Arc::new(Nobody));
-    let slot = book.enter(ticket(), &share, 10);
-    assert!(share.is_full(1, 1, 1_000) && !book.wait_empty(Duration::ZERO));
-    let rest = book.settle_rest();
-    assert_eq!(rest.len(), 1);
-    assert!(book.wait_empty(Duration::ZERO) && !share.is_full(1, 1, 1_000));
-    assert!(book.settle(slot).is_none(), "the late report finds nothing");
-    let next = book.enter(ticket(), &share, 10);
+    let book = book::Book::new(Role::Producing);
+    let (share, now) = (Arc::new(share::Share::default()), Instant::now());
+    let ticket = || crate::transport::Ticket::new(Arc::new(Nobody));
+    let slot = book.enter(ticket(), &share, 10, now);
+    assert!(!share.is_empty() && !book.wait_empty(Duration::ZERO));
+    assert_eq!(book.settle_rest(drop), 1);
+    assert!(book.wait_empty(Duration::ZERO) && share.is_empty());
+    book.settle(slot, |_| panic!("the late report finds nothing"));
+    let next = book.enter(ticket(), &share, 10, now);
     assert_ne!(next, slot, "nor somebody else's message");
+}
+
+/// `close` found nothing owned, and ended the transport, while the last report was still on its way to the producer.
+#[test]
+fn an_instance_is_empty_only_after_the_last_report_and_its_partition_has_room_before() {
+    let book = book::Book::new(Role::Producing);
+    let (share, now) = (Arc::new(share::Share::default()), Instant::now());
+    let slot = book.enter(crate::transport::Ticket::new(Arc::new(Nobody)), &share, 10, now);
+    let news = book.acknowledge(slot, now, |ticket| {
+        assert!(share.is_empty() && !book.awaits_proof(&share, now) && !book.wait_empty(Duration::ZERO));
+        ticket.delivered(crate::message::Position::Offset { partition: 0, offset: 0 });
+    });
+    assert!(news && book.wait_empty(Duration::ZERO));
 }
 
 struct Nobody;

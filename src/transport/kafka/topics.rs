@@ -1,48 +1,53 @@
 //! What is known of each topic, and the messages that wait until something is.
 //!
 //! A topic's state is behind one lock, held while a message is handed over: messages that waited go first, in
-//! order. Tickets are never reported under it (reports take locks of the producer's, under which it submits);
-//! while messages of a topic are being reported failed, nothing else of the topic is taken.
+//! order. Tickets are never reported under it (reports take locks of the producer's, under which it submits).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use super::book::{Share, lock};
+use super::book::lock;
 use super::partitioner::Sticky;
-use crate::message::Route;
+use super::share::Share;
+use crate::message::{Lane, Outgoing, Route};
 use crate::transport::{Class, Failure, Handover, Refused, Scope};
 
 /// The most messages that wait for one topic's metadata; the producer's window is smaller or equal by default.
 const MOST_WAITING: usize = 10_000;
-/// A topic nobody has sent to for so long is forgotten.
+/// A topic nobody has sent to for so long, and that owns nothing, is forgotten.
 const FORGET_AFTER: Duration = Duration::from_secs(600);
+/// How long it is remembered which size a topic refused: its `max.message.bytes` may have been raised.
+const REFUSAL_HOLDS: Duration = Duration::from_secs(600);
 
 /// What is known of a topic.
 #[derive(Debug)]
 pub(super) enum Knowledge {
     /// Nothing yet.
     Asked,
-    /// Its partitions.
-    Known(Partitions),
+    /// Which of its partitions have a leader.
+    Known(Vec<bool>),
     /// It cannot be used, and why.
     Missing(Arc<Failure>),
 }
 
-/// A topic's partitions.
-#[derive(Debug)]
-pub(super) struct Partitions {
-    /// Which have a leader.
-    pub(super) leaders: Vec<bool>,
-    /// What each owns.
-    pub(super) shares: Vec<Arc<Share>>,
+/// What waits although its topic is known, because its partition had no room: everything later of the same
+/// partition or lane must not go before it.
+#[derive(Debug, Default)]
+pub(super) struct Aside {
+    pub(super) partitions: HashSet<i32>,
+    pub(super) lanes: HashSet<Lane>,
 }
 
 /// The state of a topic.
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) knowledge: Knowledge,
+    /// What each partition owns: kept whatever the cluster says of the topic, for librdkafka keeps it, too.
+    pub(super) shares: Vec<Arc<Share>>,
     pub(super) waiting: VecDeque<Handover>,
+    /// What the messages that wait wait for, once all of them were looked at.
+    pub(super) aside: Option<Aside>,
     pub(super) sticky: Sticky,
     /// Messages that waited are being reported failed: what comes in between would overtake them.
     reporting: bool,
@@ -54,6 +59,8 @@ pub(super) struct State {
     pub(super) asked_at: Option<Instant>,
     /// Since when the answer has been that there is no such topic.
     pub(super) missing_since: Option<Instant>,
+    /// The smallest size of a message that was refused as too large by itself, and when.
+    refused_size: Option<(usize, Instant)>,
 }
 
 /// A topic.
@@ -64,10 +71,12 @@ pub(super) struct Topic {
 }
 
 impl Topic {
-    fn new(route: Route, now: Instant) -> Self {
+    pub(super) fn new(route: Route, now: Instant) -> Self {
         let state = State {
             knowledge: Knowledge::Asked,
+            shares: Vec::new(),
             waiting: VecDeque::new(),
+            aside: None,
             sticky: Sticky::default(),
             reporting: false,
             used: now,
@@ -75,6 +84,7 @@ impl Topic {
             ask_at: now,
             asked_at: None,
             missing_since: None,
+            refused_size: None,
         };
         Self { route, state: Mutex::new(state) }
     }
@@ -87,6 +97,7 @@ impl Topic {
     /// Reports everything that waits as failed, and only then takes messages again. `first` goes before.
     pub(super) fn fail_waiting(&self, first: Option<Handover>, failure: &Arc<Failure>) {
         let mut state = self.state();
+        state.aside = None;
         let failed: Vec<Handover> = first.into_iter().chain(state.waiting.drain(..)).collect();
         if failed.is_empty() {
             return;
@@ -97,6 +108,15 @@ impl Topic {
             handover.ticket.failed(Arc::clone(failure), false);
         }
         self.state().reporting = false;
+    }
+
+    /// Takes out of what waits, in order, the messages of some lanes.
+    pub(super) fn take_lanes(&self, lanes: &HashSet<Lane>) -> Vec<Handover> {
+        let mut state = self.state();
+        let of_lanes = |handover: &Handover| handover.message.lane.is_some_and(|lane| lanes.contains(&lane));
+        let (taken, rest): (Vec<_>, Vec<_>) = state.waiting.drain(..).partition(of_lanes);
+        state.waiting.extend(rest);
+        taken
     }
 }
 
@@ -121,14 +141,46 @@ impl State {
 
     /// Takes in how many partitions there are and which have a leader; what they own stays.
     pub(super) fn know(&mut self, leaders: Vec<bool>) {
-        let mut shares = match std::mem::replace(&mut self.knowledge, Knowledge::Asked) {
-            Knowledge::Known(partitions) => partitions.shares,
-            Knowledge::Asked | Knowledge::Missing(_) => Vec::new(),
-        };
-        shares.resize_with(leaders.len(), Arc::default);
-        self.knowledge = Knowledge::Known(Partitions { leaders, shares });
+        if self.shares.len() < leaders.len() {
+            self.shares.resize_with(leaders.len(), Arc::default);
+        }
+        self.knowledge = Knowledge::Known(leaders);
         self.stale = false;
         self.missing_since = None;
+    }
+
+    /// Whether a partition can be expected to take a message soon.
+    pub(super) fn is_usable(&self, partition: i32, now: Instant) -> bool {
+        let Knowledge::Known(leaders) = &self.knowledge else { return false };
+        usable(leaders, &self.shares, partition, now)
+    }
+
+    /// Whether a partition has a leader, as far as is known.
+    pub(super) fn is_led(&self, partition: i32) -> bool {
+        let Knowledge::Known(leaders) = &self.knowledge else { return false };
+        usize::try_from(partition).ok().and_then(|index| leaders.get(index)).copied().unwrap_or(false)
+    }
+
+    /// The partition that messages which may go anywhere go to at the moment; `None` if nothing is known of the topic.
+    pub(super) fn choose(&mut self, now: Instant, linger: Duration) -> Option<i32> {
+        let Knowledge::Known(leaders) = &self.knowledge else { return None };
+        let count = i32::try_from(leaders.len()).ok()?;
+        Some(self.sticky.choose(now, linger, count, |partition| usable(leaders, &self.shares, partition, now)))
+    }
+
+    /// Whether a partition keeps what it owns for long.
+    pub(super) fn is_stalled(&self, now: Instant) -> bool {
+        self.shares.iter().any(|share| share.is_stalled(now))
+    }
+
+    /// Asks the cluster sooner than planned, but no sooner than `least` after the last time. Says whether it does.
+    pub(super) fn ask_sooner(&mut self, now: Instant, least: Duration) -> bool {
+        let earliest = self.asked_at.map_or(now, |asked| asked + least).max(now);
+        let sooner = earliest < self.ask_at;
+        if sooner {
+            self.ask_at = earliest;
+        }
+        sooner
     }
 
     /// Lets a message wait.
@@ -142,6 +194,35 @@ impl State {
         self.waiting.push_back(handover);
         Ok(())
     }
+
+    /// A message of `size` was refused as too large, by itself.
+    pub(super) fn refused(&mut self, size: usize, now: Instant) {
+        let smallest = self.refused_size(now).map_or(size, |before| before.min(size));
+        self.refused_size = Some((smallest, now));
+    }
+
+    /// A message of `size` was delivered: what was refused so far may have been too large once.
+    pub(super) fn passed(&mut self, size: usize, now: Instant) {
+        if self.refused_size(now).is_some_and(|refused| size >= refused) {
+            self.refused_size = None;
+        }
+    }
+
+    /// From which size on messages are refused, as far as is known.
+    pub(super) fn refused_size(&self, now: Instant) -> Option<usize> {
+        let (size, since) = self.refused_size?;
+        (now.saturating_duration_since(since) < REFUSAL_HOLDS).then_some(size)
+    }
+
+    /// Whether a message would be refused for its size: it need not bring the producing instance down first.
+    pub(super) fn is_too_large(&self, message: &Outgoing, now: Instant) -> bool {
+        self.refused_size(now).is_some_and(|refused| message.message.size() >= refused)
+    }
+}
+
+fn usable(leaders: &[bool], shares: &[Arc<Share>], partition: i32, now: Instant) -> bool {
+    let Ok(index) = usize::try_from(partition) else { return false };
+    leaders.get(index).copied().unwrap_or(false) && shares.get(index).is_none_or(|share| !share.is_stalled(now))
 }
 
 /// All topics messages were submitted to of late.
@@ -172,6 +253,7 @@ impl Topics {
             // Somebody who holds the topic is about to submit to it; under the write lock nobody can get hold of it.
             Arc::strong_count(topic) > 1
                 || !state.waiting.is_empty()
+                || !state.shares.iter().all(|share| share.is_empty())
                 || now.saturating_duration_since(state.used) < FORGET_AFTER
         });
         topics.values().cloned().collect()
@@ -200,3 +282,7 @@ impl Topics {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "topics_tests.rs"]
+mod tests;

@@ -62,7 +62,12 @@ impl Transport for MemoryTransport {
     }
 
     fn hand_back(&self) {
-        self.shared.lock().instances.get_mut(&self.number).into_iter().for_each(|instance| instance.handing_back = true);
+        self.shared
+            .lock()
+            .instances
+            .get_mut(&self.number)
+            .into_iter()
+            .for_each(|instance| instance.handing_back = true);
         self.shared.changed.notify_all();
     }
 
