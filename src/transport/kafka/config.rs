@@ -13,6 +13,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, DefaultProducerContext};
 use serde::Deserialize;
 
+use super::fixed::check_fixed;
 use super::partitioner::Partitioner;
 use super::security::check_security;
 use crate::transport::{BrokerUrl, StartError};
@@ -128,84 +129,6 @@ fn is_harmless(name: &str) -> bool {
     SHOWN.contains(&name)
 }
 
-/// What a fixed option may be set to, if at all, and why nothing else.
-struct Fixed {
-    names: &'static [&'static str],
-    allowed: &'static [&'static str],
-    why: &'static str,
-}
-
-/// The options the promise rests on.
-const FIXED: [Fixed; 14] = [
-    Fixed {
-        names: &["acks", "request.required.acks"],
-        allowed: &["all", "-1"],
-        why: "a message counts as delivered once all in-sync replicas have it: acks=all",
-    },
-    Fixed {
-        names: &["enable.idempotence"],
-        allowed: &["true"],
-        why: "without idempotence retries reorder and duplicate: enable.idempotence=true",
-    },
-    Fixed {
-        names: &["enable.gapless.guarantee"],
-        allowed: &["true"],
-        why: "a gap in a key's messages must stop what follows: enable.gapless.guarantee=true",
-    },
-    Fixed {
-        names: &["message.timeout.ms", "delivery.timeout.ms"],
-        allowed: &["0"],
-        why: "an accepted message never expires: message.timeout.ms=0; how long a send waits is `first_attempt`",
-    },
-    Fixed {
-        names: &["retries", "message.send.max.retries"],
-        allowed: &["2147483647"],
-        why: "an accepted message is tried for ever: leave it out",
-    },
-    Fixed {
-        names: &["max.in.flight", "max.in.flight.requests.per.connection"],
-        allowed: &["1"],
-        why: "with more than one request in flight a lost first batch can be reported delivered (KAFKA-14312, \
-              KAFKA-15591), and this version has no guard against it: max.in.flight=1",
-    },
-    Fixed {
-        names: &["delivery.report.only.error"],
-        allowed: &["false"],
-        why: "success is what is waited for: delivery.report.only.error=false",
-    },
-    Fixed { names: &["queuing.strategy"], allowed: &["fifo"], why: "order holds per key: queuing.strategy=fifo" },
-    Fixed {
-        names: &["api.version.request"],
-        allowed: &["true"],
-        why: "idempotence needs a broker that is asked for its version: leave it out",
-    },
-    Fixed {
-        names: &["transactional.id", "transaction.timeout.ms"],
-        allowed: &[],
-        why: "transactions are not supported in this version: leave it out",
-    },
-    Fixed {
-        names: &["bootstrap.servers", "metadata.broker.list"],
-        allowed: &[],
-        why: "the brokers are named in the URL: kafka://HOST:PORT,HOST:PORT/TOPIC",
-    },
-    Fixed {
-        names: &["plugin.library.paths"],
-        allowed: &[],
-        why: "an interceptor could change messages behind the library's back: leave it out",
-    },
-    Fixed {
-        names: &["test.mock.num.brokers", "test.mock.broker.rtt", "ut_handle_ProduceResponse"],
-        allowed: &[],
-        why: "it would put a mock in the place of the brokers: leave it out",
-    },
-    Fixed {
-        names: &["log.queue", "enabled_events", "statistics.interval.ms", "background_event_cb"],
-        allowed: &[],
-        why: "the transport uses it itself: leave it out",
-    },
-];
-
 /// A checked configuration, ready to make instances of.
 #[derive(Clone)]
 pub(super) struct Settings {
@@ -308,7 +231,7 @@ fn client_config(config: &KafkaConfig) -> ClientConfig {
     client.set("bootstrap.servers", config.brokers.join(","));
     // Shows in the broker's logs and quotas who it is.
     client.set("client.id", "outlast");
-    // The promise (see FIXED).
+    // The promise (see `fixed`).
     client.set("acks", "all");
     client.set("enable.idempotence", "true");
     client.set("enable.gapless.guarantee", "true");
@@ -356,16 +279,6 @@ fn check_brokers(brokers: &[String]) -> Result<(), StartError> {
         }
     }
     Ok(())
-}
-
-fn check_fixed(name: &str, value: &str) -> Result<(), StartError> {
-    let Some(fixed) = FIXED.iter().find(|fixed| fixed.names.contains(&name)) else {
-        return Ok(());
-    };
-    if fixed.allowed.contains(&value) {
-        return Ok(());
-    }
-    Err(StartError(format!("option {name} cannot be set so: {}", fixed.why)))
 }
 
 /// Values that must not show in a log line or an error. Short ones would blank out innocent text.

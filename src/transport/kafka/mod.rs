@@ -1,9 +1,9 @@
 //! Kafka: a transport over librdkafka's idempotent producer.
 //!
 //! Assumes that messages of a lane are submitted one after the other. Keeps the prefix rule with one request in
-//! flight a connection, with librdkafka's gapless guarantee, and by giving a producer instance up at the first error
-//! that librdkafka does not try again: what it owned is reported failed, all of it, before a new instance takes
-//! anything. Refuses a success without an offset, options that would weaken the promise, and to hand over anything
+//! flight a connection, with librdkafka's gapless guarantee, with one message sent ahead on each partition until the
+//! broker is known to know the instance, and by giving a producer instance up at the first error that librdkafka does
+//! not try again: what it owned is reported failed, all of it, before a new instance takes anything. Refuses a success without an offset, options that would weaken the promise, and to hand over anything
 //! to a topic it knows nothing of.
 //!
 //! What remains open: librdkafka calls the answer "duplicate" a success, without an offset, and has sent the
@@ -12,7 +12,8 @@
 //! producer together with their offsets, and returns those.
 //!
 //! Threads: librdkafka's own, its event thread (reports), `outlast-kafka-meta` (asks about topics, hands over what
-//! waited), `outlast-kafka-keep` (rebuilds), and, when needed, `outlast-kafka-solo`.
+//! waited), `outlast-kafka-keep` (rebuilds), and, when needed, `outlast-kafka-solo` and, while a producer is being
+//! destroyed, `outlast-kafka-end`.
 
 mod batch;
 mod book;
@@ -20,6 +21,7 @@ mod classify;
 mod config;
 mod dispatch;
 mod ffi;
+mod fixed;
 mod instance;
 mod link;
 mod log;

@@ -100,6 +100,13 @@ fn plain(details: &str) -> (Class, Scope, bool, &'static str) {
     }
 }
 
+/// What a failure is when it was no message that failed, but the login or the connection: it concerns everything, and is no
+/// verdict on any message.
+pub(super) fn of_connection(failure: Failure) -> Failure {
+    let class = if failure.class == Class::Permanent { Class::Hold } else { failure.class };
+    Failure { class, scope: Scope::Transport, ..failure }
+}
+
 /// Judges an error of the client: the connection, its making, its reading. All of them end the connection.
 pub(super) fn client(error: &RedisError, address: &str) -> Failure {
     let text = describe(error);
@@ -111,12 +118,10 @@ pub(super) fn client(error: &RedisError, address: &str) -> Failure {
             ),
         ),
         ErrorKind::Server(kind) => {
-            let failure = code(server_code(kind), error.detail().unwrap_or_default()).failure;
-            return Failure { scope: Scope::Transport, ..failure };
+            return of_connection(code(server_code(kind), error.detail().unwrap_or_default()).failure);
         }
         ErrorKind::Extension => {
-            let failure = code(error.code().unwrap_or_default(), error.detail().unwrap_or_default()).failure;
-            return Failure { scope: Scope::Transport, ..failure };
+            return of_connection(code(error.code().unwrap_or_default(), error.detail().unwrap_or_default()).failure);
         }
         // Refused, reset, closed, timed out, no such host: networks and servers come back.
         ErrorKind::Io => (Class::Transient, format!("no connection to Redis at {address}: {text}")),
@@ -215,6 +220,18 @@ mod tests {
             Value::ServerError(error) => error,
             other => panic!("{other:?}"),
         }
+    }
+
+    /// A Redis before 6 knows no user names: "wrong number of arguments for 'auth' command". It was taken for a verdict on the
+    /// messages, as which it would have been in reply to one of them, and buried them.
+    #[test]
+    fn what_is_wrong_with_the_login_is_no_verdict_on_messages() {
+        let failure = code("ERR", "wrong number of arguments for 'auth' command").failure;
+        assert_eq!((failure.class, failure.scope), (Class::Permanent, Scope::Lane));
+        let failure = of_connection(failure);
+        assert_eq!((failure.class, failure.scope), (Class::Hold, Scope::Transport));
+        let busy = of_connection(code("LOADING", "").failure);
+        assert_eq!((busy.class, busy.scope), (Class::Transient, Scope::Transport));
     }
 
     #[test]

@@ -179,7 +179,11 @@ impl RedisConfig {
             config.database = u32::try_from(database)
                 .map_err(|_| StartError(format!("{database} is no database number: it is too large")))?;
         }
-        for (name, value) in &url.options {
+        for (index, (name, value)) in url.options.iter().enumerate() {
+            // The first `stream` is no option any more.
+            if name == "stream" || url.options[..index].iter().any(|(before, _)| before == name) {
+                return Err(StartError(format!("{name} is given twice in the Redis URL: once is right")));
+            }
             config.set_option(name, value)?;
         }
         Ok(config)
@@ -189,6 +193,11 @@ impl RedisConfig {
         let wrong = |right: &str| StartError(format!("{name}={value:?} in the Redis URL: it wants {right}"));
         let duration = || humantime::parse_duration(value).map_err(|_| wrong("a duration, such as 5s or 300ms"));
         match name {
+            "maxlen" | "minid" if self.trim.is_some() => {
+                let text =
+                    "the Redis URL has maxlen and minid: Redis trims a stream by one of them, leave the other out";
+                return Err(StartError(text.to_owned()));
+            }
             "maxlen" => self.trim = Some(Trim::MaxLen(value.parse().map_err(|_| wrong("a number of entries"))?)),
             "minid" => self.trim = Some(Trim::MinId(value.to_owned())),
             "ca-file" => self.ca_file = Some(value.into()),
@@ -242,10 +251,16 @@ impl RedisConfig {
         if [&self.fields.payload, &self.fields.key, &self.fields.id].iter().any(|name| name.is_empty()) {
             faults.push("the fields of an entry need names".to_owned());
         }
-        let trims = self.trim.iter().chain(self.streams.values());
-        for id in trims.filter_map(|trim| if let Trim::MinId(id) = trim { Some(id) } else { None }) {
-            if !is_entry_id(id) {
-                faults.push(format!("{id:?} is no id of a stream entry; the form is MILLISECONDS-SEQUENCE"));
+        for trim in self.trim.iter().chain(self.streams.values()) {
+            match trim {
+                Trim::MinId(id) if !is_entry_id(id) => {
+                    faults.push(format!("{id:?} is no id of a stream entry; the form is MILLISECONDS-SEQUENCE"));
+                }
+                Trim::MaxLen(0) => {
+                    faults
+                        .push("a stream trimmed to 0 entries keeps nothing of what is delivered: maxlen from 1".into());
+                }
+                Trim::MinId(_) | Trim::MaxLen(_) => {}
             }
         }
         if faults.is_empty() { Ok(()) } else { Err(StartError(format!("Redis: {}", faults.join("; ")))) }
@@ -293,6 +308,10 @@ mod tests {
             ("redis://h?maxlen=many", "maxlen"),
             ("redis://h?stream=", "stream"),
             ("redis://h?surprise=1", "surprise"),
+            ("redis://h?maxlen=5&minid=1-0", "maxlen and minid"),
+            ("redis://h?maxlen=5&maxlen=6", "maxlen is given twice"),
+            ("redis://h?stream=a&stream=b", "stream is given twice"),
+            ("redis://h?key-field=a&key-field=b", "key-field is given twice"),
             ("redis://u:canary@h?connect-timeout=soon", "connect-timeout"),
         ] {
             let error = from_text(url).unwrap_err().to_string();
@@ -321,6 +340,9 @@ mod tests {
         for part in ["host", "TLS is off", "without a password", "\"soon\"", "response_timeout"] {
             assert!(text.contains(part), "{text}");
         }
+        // Every message would be deleted as it is acknowledged.
+        let config = from_text("redis://h?maxlen=0").unwrap();
+        assert!(config.validate().is_err_and(|error| error.to_string().contains("maxlen from 1")));
     }
 
     #[test]

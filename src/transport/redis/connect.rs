@@ -150,8 +150,8 @@ async fn ask(
 
 fn refuse(value: &Value, address: &str) -> Result<(), Failure> {
     let Value::ServerError(error) = value else { return Ok(()) };
-    let failure = classify::reply(error).failure;
-    Err(Failure::new(failure.class, Scope::Transport, format!("{} [at {address}]", failure.reason)))
+    let failure = classify::of_connection(classify::reply(error).failure);
+    Err(Failure { reason: format!("{} [at {address}]", failure.reason), ..failure })
 }
 
 fn is_forbidden(value: &Value) -> bool {

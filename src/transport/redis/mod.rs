@@ -14,6 +14,7 @@ mod classify;
 mod config;
 mod connect;
 mod entry;
+mod stream;
 mod unit;
 mod writer;
 
