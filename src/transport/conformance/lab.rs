@@ -16,6 +16,8 @@ use crate::transport::{Availability, Handover, Monitor, Outcome, Recipient, Tick
 const WINDOW: usize = 32;
 /// `submit` must not block; a loaded machine may keep a thread waiting all the same.
 const SUBMIT_LIMIT: Duration = Duration::from_secs(2);
+/// One in so many messages that may be tried by themselves is.
+const ALONE: usize = 8;
 /// How soon a refused message is offered again when nobody says that things are better.
 const OFFER_AGAIN: Duration = Duration::from_millis(5);
 
@@ -138,7 +140,7 @@ impl Lab {
             let before = self.notes.lock().clock;
             let mut taken = false;
             for line in &mut lines {
-                taken |= self.offer(line, random.usize(1..8));
+                taken |= self.offer(line, random);
             }
             self.breach()?;
             let delivered = self.notes.lock().delivered.len();
@@ -160,10 +162,10 @@ impl Lab {
         }
     }
 
-    /// Hands over up to `most` messages of a line; says whether any was taken.
-    fn offer(&self, line: &mut Line, most: usize) -> bool {
+    /// Hands over a few messages of a line, now and then one to be tried by itself; says whether any was taken.
+    fn offer(&self, line: &mut Line, random: &mut fastrand::Rng) -> bool {
         let mut taken = false;
-        for _ in 0..most {
+        for _ in 0..random.usize(1..8) {
             let mut state = self.notes.lock();
             if line.messages.last().is_none_or(|last| state.delivered.contains(&last.id)) {
                 // Lanes are delivered in order: with the last all are.
@@ -185,8 +187,14 @@ impl Lab {
                 line.next += 1;
             }
             let Some(message) = line.messages.get(line.next) else { break };
-            if !self.submit(&mut state, message) {
+            // Nothing of its lane is owned, and nothing follows it before it was reported on.
+            let alone = lane.is_none_or(|lane| state.lanes.get(&lane).is_none_or(|gate| gate.owned == 0))
+                && random.usize(0..ALONE) == 0;
+            if !self.submit(&mut state, message, alone) {
                 break;
+            }
+            if let Some(gate) = lane.and_then(|lane| state.lanes.get_mut(&lane)) {
+                gate.closed |= alone;
             }
             line.next += 1;
             taken = true;
@@ -195,7 +203,7 @@ impl Lab {
     }
 
     /// Hands one message over; says whether it was taken.
-    fn submit(&self, state: &mut State, message: &Arc<Outgoing>) -> bool {
+    fn submit(&self, state: &mut State, message: &Arc<Outgoing>, alone: bool) -> bool {
         state.clock += 1;
         let attempt = state.attempts.len();
         state.attempts.push(Attempt { message: message.clone(), submitted: state.clock, reports: Vec::new() });
@@ -206,7 +214,7 @@ impl Lab {
         let ticket = Ticket::new(Arc::new(witness));
         let begun = Instant::now();
         SUBMITTING.set(true);
-        let submitted = self.transport.submit(Handover { message: message.clone(), alone: false, ticket });
+        let submitted = self.transport.submit(Handover { message: message.clone(), alone, ticket });
         SUBMITTING.set(false);
         let took = begun.elapsed();
         if took > SUBMIT_LIMIT {
@@ -229,7 +237,7 @@ impl Lab {
         let mut taken = 0;
         while taken < messages.len() && begun.elapsed() < self.patience {
             let mut state = self.notes.lock();
-            if self.submit(&mut state, &messages[taken]) {
+            if self.submit(&mut state, &messages[taken], false) {
                 taken += 1;
             } else if taken > 0 {
                 break;

@@ -134,3 +134,18 @@ fn a_transport_starts_once_and_takes_nothing_after_close() {
     transport.close(Duration::ZERO);
     assert!(probe::submit(&transport, Message::to("t")).is_none());
 }
+
+/// Batches that a topic's limit refuses were sent as large as ever after each rebuild, and refused again.
+#[test]
+fn after_a_batch_was_refused_as_too_large_the_next_instance_sends_smaller_ones() {
+    use rdkafka::types::{RDKafkaApiKey::Produce, RDKafkaRespErr as Error};
+    let mock = rdkafka::mocking::MockCluster::new(1).expect("a mock cluster");
+    let transport = started(&mock.bootstrap_servers());
+    probe::deliver(&transport);
+    mock.request_errors(Produce, &[Error::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
+    let outcomes: Vec<_> = (0..10).filter_map(|_| probe::submit(&transport, Message::to("t").payload("p"))).collect();
+    assert!(outcomes.len() > 1);
+    outcomes.iter().for_each(|outcome| assert!(!matches!(outcome.recv(), Ok(crate::transport::Outcome::Delivered(_)))));
+    probe::deliver(&transport);
+    assert_eq!(transport.shared.batch.smaller(), Some(16 << 10));
+}
