@@ -70,7 +70,11 @@ mod probe {
 }
 
 fn started(servers: &str) -> KafkaTransport {
-    let transport = KafkaTransport::new(KafkaConfig::new([servers])).unwrap_or_else(|error| panic!("{error}"));
+    started_with(KafkaConfig::new([servers]))
+}
+
+fn started_with(config: KafkaConfig) -> KafkaTransport {
+    let transport = KafkaTransport::new(config).unwrap_or_else(|error| panic!("{error}"));
     transport.start(Monitor::new(1 << 20, |_| (), |_| ())).unwrap_or_else(|error| panic!("{error}"));
     transport
 }
@@ -86,7 +90,9 @@ fn a_fatal_error_without_a_report_rebuilds_the_instance() {
     probe::deliver(&transport);
     let second = transport.shared.seat.current().expect("an instance");
     assert!(!Arc::ptr_eq(&first, &second));
-    assert!(first.book().given_up().is_some_and(|reason| reason.class == Class::Fatal));
+    let reason = first.book().given_up().expect("a reason");
+    // Not only that there was one: librdkafka refuses messages with "fatal error", and says elsewhere which.
+    assert!(reason.class == Class::Fatal && reason.reason.contains(ffi::GIVEN_UP), "{reason}");
 }
 
 /// librdkafka may keep a message for ever after a fatal error: retiring the instance reports on it all the same,
@@ -140,11 +146,13 @@ fn a_transport_starts_once_and_takes_nothing_after_close() {
 fn after_a_batch_was_refused_as_too_large_the_next_instance_sends_smaller_ones() {
     use rdkafka::types::{RDKafkaApiKey::Produce, RDKafkaRespErr as Error};
     let mock = rdkafka::mocking::MockCluster::new(1).expect("a mock cluster");
-    let transport = started(&mock.bootstrap_servers());
+    mock.create_topic("t", 1, 1).expect("a topic");
+    // All ten in one batch.
+    let transport = started_with(KafkaConfig::new([mock.bootstrap_servers()]).option("linger.ms", "300"));
     probe::deliver(&transport);
     mock.request_errors(Produce, &[Error::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
     let outcomes: Vec<_> = (0..10).filter_map(|_| probe::submit(&transport, Message::to("t").payload("p"))).collect();
-    assert!(outcomes.len() > 1);
+    assert_eq!(outcomes.len(), 10);
     outcomes.iter().for_each(|outcome| assert!(!matches!(outcome.recv(), Ok(crate::transport::Outcome::Delivered(_)))));
     probe::deliver(&transport);
     assert_eq!(transport.shared.batch.smaller(), Some(16 << 10));
