@@ -210,10 +210,10 @@ impl WalError {
     }
 }
 
-/// Why a read did not get an answer. It says nothing against the bytes: reading again may succeed.
+/// Why a read did not get an answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The system could not read the segment.
+    /// The system could not read the segment. It says nothing against the bytes: reading again may succeed.
     #[error("{op} {path}: {source}", path = path.display())]
     Io {
         /// The call that failed.
@@ -222,6 +222,15 @@ pub enum ReadError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// The one record that was asked for is in bytes that are damaged: whoever reads the log in order comes across it, and
+    /// sets it aside.
+    #[error("{lsn} is damaged: {reason}")]
+    Damaged {
+        /// Its LSN.
+        lsn: u64,
+        /// What was found.
+        reason: String,
     },
 }
 

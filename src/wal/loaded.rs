@@ -10,7 +10,7 @@ use super::segment::{self, SegmentHeader};
 use super::state::{CheckpointReader, SegmentInfo, State};
 use super::storage::Storage;
 use super::stray;
-use super::{BLOCK, Options};
+use super::{BLOCK, MIN_SEGMENT, Options};
 
 /// A segment file as recovery finds it.
 pub(super) struct Loaded {
@@ -61,7 +61,9 @@ impl Loaded {
         } else {
             file.limit = file.limit.max(u32::try_from(length).unwrap_or(u32::MAX));
         }
-        let short = length < u64::from(file.limit);
+        // Without a header nobody knows how long it was made: it may be of a run with other limits. One that lost its header
+        // because it was cut short is shorter than any.
+        let short = length < u64::from(if header.is_some() { file.limit } else { MIN_SEGMENT });
         let checkpoint = match &header {
             Some(header) => checkpoint(&file, header).map_err(WalError::io("read", &path))?,
             None => None,

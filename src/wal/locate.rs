@@ -23,6 +23,21 @@ fn header(path: &Path) -> Option<SegmentHeader> {
     SegmentHeader::decode(&block).ok()
 }
 
+/// The length of the newest segment in a directory whose header can be read.
+pub fn segment_bytes_of(directory: &Path) -> Option<u32> {
+    let entries = std::fs::read_dir(directory).ok()?;
+    let mut numbers: Vec<u64> = entries
+        .flatten()
+        .filter_map(|entry| match entry.file_name().to_str().and_then(Name::parse) {
+            Some(Name::Segment(number)) => Some(number),
+            Some(Name::Free(_)) | None => None,
+        })
+        .collect();
+    numbers.sort_unstable();
+    let own = |number: &u64| header(&segment::path(directory, *number)).filter(|header| header.number == *number);
+    numbers.iter().rev().find_map(own).map(|header| header.segment_bytes)
+}
+
 /// The outbox that the segments in a directory belong to, by the first header that can be read.
 pub fn outbox_of(directory: &Path) -> Option<[u8; 16]> {
     let entries = std::fs::read_dir(directory).ok()?;

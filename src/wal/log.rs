@@ -20,7 +20,7 @@ use super::space::Space;
 use super::state::Pending;
 use super::storage::Storage;
 use super::{EntryRef, Lsn, Options, Settled, record, round_up};
-use crate::message::Route;
+use crate::message::{Outgoing, Route};
 
 /// An append-only log of messages, and of what became of them.
 ///
@@ -209,6 +209,11 @@ impl Wal {
         round_up(FRAME_HEADER as u64 + record::encoded_bound(entry))
     }
 
+    /// The same of a message with a reason of so many bytes, among dead letters.
+    pub fn dead_footprint(outgoing: &Outgoing, reason: usize) -> u64 {
+        round_up(FRAME_HEADER as u64 + record::dead_bound(outgoing, reason))
+    }
+
     /// Records that messages are settled. It rides in the next frame, or in one of its own soon; it counts once that
     /// is synced, and is written again if it could not be. Only what was acknowledged may be settled, and only once.
     pub fn settle(&self, settled: Settled) {
@@ -329,6 +334,18 @@ impl Wal {
             ranges: view.state.settled.len(),
             routes: view.state.routes.iter().map(|(route, pending)| (route.clone(), *pending)).collect(),
         }
+    }
+
+    /// LSNs below those of the newest segment that no segment has any more: from one on to below another.
+    pub fn holes(&self) -> Vec<(Lsn, Lsn)> {
+        let (mut holes, mut next) = (Vec::new(), 1);
+        for segment in self.shared.view().segments.values() {
+            if segment.first_lsn > next {
+                holes.push((next, segment.first_lsn));
+            }
+            next = next.max(segment.last_lsn + 1);
+        }
+        holes
     }
 
     /// Why the log cannot be written, if it cannot; the next append tries again.

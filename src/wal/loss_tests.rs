@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::damage_tests::{accounted, append, open, segment_path, written};
+use super::rig::Rig;
 use super::tests::{options, read_all};
 use super::*;
 
@@ -148,4 +149,28 @@ fn a_needed_segment_under_a_later_name_is_left_alone() {
         storage.kill();
     }
     assert_eq!(storage.bytes(&segment_path(99)), Some(bytes));
+}
+
+/// How many LSNs may be lost with the end of a log was reckoned by the size of segments of this run. With larger ones
+/// before, LSNs that had been acknowledged were given out again.
+#[test]
+fn as_many_lsns_are_burnt_as_the_segments_of_the_run_before_had_room_for() {
+    let storage = ModelStorage::new(1);
+    let large = Options::new([7; 16], 1).with_segment_bytes(1 << 20);
+    let mut rig = Rig::new(&storage, large.clone());
+    rig.append(10);
+    rig.run();
+    drop(rig);
+    let mut rig = Rig::new(&storage, large);
+    for _ in 0..5_000 {
+        rig.append(0);
+    }
+    rig.run();
+    let last = rig.wal.durable();
+    assert_eq!(rig.accepted().len(), 5_000);
+    drop(rig);
+    storage.edit(&super::segment::path(&super::rig::directory(), 2), |bytes| bytes.truncate(BLOCK as usize));
+    let mut rig = Rig::new(&storage, Options::new([7; 16], 1).with_segment_bytes(32 << 10));
+    assert!(!rig.recovered.damage.is_empty(), "it is told of");
+    assert!(rig.append(10) > last, "{last} was acknowledged");
 }

@@ -43,6 +43,8 @@ mod queue;
 mod quiet;
 mod ranges;
 mod reader;
+#[cfg(test)]
+mod reader_tests;
 mod record;
 mod recovery;
 #[cfg(test)]
@@ -62,13 +64,14 @@ mod storage;
 mod stray;
 #[cfg(test)]
 mod tests;
+mod unreadable;
 
 pub use audit::{Audit, Flaw, FlawKind, Lsns, MOST_FLAWS, audit};
 pub use error::{DecodeError, ReadError, WalError};
 #[cfg(any(test, feature = "testing"))]
 pub use frame::wrap;
 pub use frame::{FrameKind, FrameView, Identity, decode_frame};
-pub use locate::{number_in, outbox_of, segment_path};
+pub use locate::{number_in, outbox_of, segment_bytes_of, segment_path};
 pub use log::{SpaceInfo, Stepper, Summary, Turn, Wal};
 #[cfg(any(test, feature = "testing"))]
 pub use model::{Fault, ModelStorage, Operation};
@@ -78,7 +81,7 @@ pub use reader::{Cursor, Reader, Step};
 pub use recovery::Recovered;
 pub use shared::Trouble;
 pub use state::{Pending, State};
-pub use storage::{DiskStorage, File, Storage};
+pub use storage::{DiskStorage, File, Storage, is_unreadable};
 
 use crate::message::{Outgoing, Route};
 
@@ -92,7 +95,7 @@ pub(super) const MAX_NUMBER: u64 = 1 << 62;
 pub(super) const LAST_START: u64 = MAX_NUMBER / 2;
 
 /// The longest segment there may be.
-pub(super) const MAX_SEGMENT: u32 = 1 << 30;
+pub const MAX_SEGMENT: u32 = 1 << 30;
 /// The shortest.
 pub(super) const MIN_SEGMENT: u32 = 32 << 10;
 

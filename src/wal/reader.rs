@@ -14,13 +14,15 @@ use super::scan::{Frame, SegmentFile};
 use super::segment;
 use super::shared::Shared;
 use super::state::SegmentInfo;
+use super::storage::is_unreadable;
+use super::unreadable::Stuck;
 use super::{BLOCK, Damage, Lsn, Place, StoredRecord};
 
 /// A position between two frames.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cursor {
-    segment: u64,
-    offset: u32,
+    pub(super) segment: u64,
+    pub(super) offset: u32,
     next_lsn: Lsn,
 }
 
@@ -55,8 +57,9 @@ pub enum Step {
 
 /// Reads the log. Any number of them may be used at a time.
 pub struct Reader {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
     open: Mutex<Option<SegmentFile>>,
+    pub(super) stuck: Mutex<Stuck>,
 }
 
 /// What stands at a cursor.
@@ -70,7 +73,7 @@ enum Look {
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, open: Mutex::new(None) }
+        Self { shared, open: Mutex::new(None), stuck: Mutex::default() }
     }
 
     /// A cursor before the frame that holds an LSN, or, if that is gone, before the first that comes after it.
@@ -96,12 +99,14 @@ impl Reader {
             Ok(Ok(file)) => file,
             // `next` reports it.
             Ok(Err(_)) => return Ok(begin),
+            // Or gets past it.
+            Err(error) if is_unreadable(&error) => return Ok(begin),
             Err(error) => return Err(self.failed(&segment, error)),
         };
         let start = match hint {
             Some(place) if place.segment == segment.number && place.offset < segment.end => {
-                let header = file.frame_header(place.offset).map_err(|error| self.failed(&segment, error))?;
-                header.ok().filter(|header| header.first_lsn <= lsn && header.count > 0)
+                let header = file.frame_header(place.offset).ok().and_then(Result::ok);
+                header.filter(|header| header.first_lsn <= lsn && header.count > 0)
             }
             _ => None,
         };
@@ -110,8 +115,8 @@ impl Reader {
             None => begin,
         };
         while cursor.offset < segment.end {
-            let header = file.frame_header(cursor.offset).map_err(|error| self.failed(&segment, error))?;
-            let Ok(header) = header else { break };
+            // Likewise.
+            let Ok(Ok(header)) = file.frame_header(cursor.offset) else { break };
             if header.next_lsn() > lsn {
                 break;
             }
@@ -124,8 +129,22 @@ impl Reader {
     /// What comes next, and moves the cursor past it.
     ///
     /// # Errors
-    /// The system could not read a segment; the cursor stays.
+    /// The system could not read a segment; the cursor stays. Call again after a pause: what stays unreadable while other
+    /// places can be read is given out as damage in the end.
     pub fn next(&self, cursor: &mut Cursor) -> Result<Step, ReadError> {
+        loop {
+            match self.step(cursor) {
+                Err(ReadError::Io { source, op, path }) => match self.pass_over(cursor, &source) {
+                    Some(Some(damage)) => return Ok(Step::Damaged(damage)),
+                    Some(None) => {}
+                    None => return Err(ReadError::Io { source, op, path }),
+                },
+                other => return other,
+            }
+        }
+    }
+
+    fn step(&self, cursor: &mut Cursor) -> Result<Step, ReadError> {
         loop {
             let segment = match self.look(cursor) {
                 Look::End(next_lsn) => {
@@ -202,7 +221,7 @@ impl Reader {
         }
     }
 
-    fn is_current(&self, segment: &SegmentInfo) -> bool {
+    pub(super) fn is_current(&self, segment: &SegmentInfo) -> bool {
         self.shared.view().segments.contains_key(&segment.number)
     }
 
@@ -240,7 +259,7 @@ impl Reader {
     }
 
     /// Moves the cursor to the next good frame, or to the segment's end if there is none, and says what is lost in between.
-    fn damaged(
+    pub(super) fn damaged(
         &self,
         cursor: &mut Cursor,
         segment: &SegmentInfo,
@@ -279,6 +298,15 @@ impl Reader {
         let (first_lsn, end) = open.next()?;
         let last_lsn = open.last().map_or(end, |(_, last)| last);
         Some(Damage { first_lsn, last_lsn, ..damage })
+    }
+
+    pub(super) fn has_open(&self, segment: &SegmentInfo) -> bool {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.as_ref().is_some_and(|file| file.number == segment.number)
+    }
+
+    pub(super) fn use_file(&self, file: SegmentFile) {
+        *self.open.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
     }
 
     /// The open file of a segment; the inner error says what is wrong with it.

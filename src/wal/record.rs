@@ -41,12 +41,20 @@ const BINCODE: Configuration = standard();
 
 /// At most what the record takes in a frame, its header included; cheap to say.
 pub(super) fn encoded_bound(entry: EntryRef<'_>) -> u64 {
+    match entry {
+        EntryRef::Message(outgoing) => bound(outgoing, 0),
+        EntryRef::Dead(dead) => dead_bound(&dead.outgoing, dead.reason.len()),
+    }
+}
+
+/// The same of a message with a reason of so many bytes.
+pub(super) fn dead_bound(outgoing: &Outgoing, reason: usize) -> u64 {
+    bound(outgoing, DEAD_FIXED + reason)
+}
+
+fn bound(outgoing: &Outgoing, extra: usize) -> u64 {
     // A length or number of bincode takes at most nine bytes.
     const NUMBER: usize = 9;
-    let (outgoing, extra) = match entry {
-        EntryRef::Message(outgoing) => (outgoing, 0),
-        EntryRef::Dead(dead) => (&dead.outgoing, DEAD_FIXED + dead.reason.len()),
-    };
     let message = &outgoing.message;
     let fields = match &message.body {
         Body::Payload(_) => 0,

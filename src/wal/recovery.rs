@@ -8,16 +8,16 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::error::{DecodeError, WalError};
 use super::frame::{FrameHeader, FrameKind};
 use super::loaded::{Loaded, newer};
 use super::record::RECORD_HEADER;
-use super::segment::{self, Name};
+use super::segment;
 use super::state::{SegmentInfo, State};
 use super::storage::Storage;
-use super::stray;
+use super::stray::{self, Names};
 use super::{BLOCK, Damage, LAST_START, Lsn, Options};
 use crate::planted::{self, Planted};
 
@@ -50,52 +50,14 @@ pub(super) struct Found {
 }
 
 /// See the module.
-pub(super) fn recover(
-    storage: &dyn Storage,
-    directory: &std::path::Path,
-    options: &Options,
-) -> Result<Found, WalError> {
-    let names = storage.list(directory).map_err(WalError::io("list", directory))?;
-    let (mut numbers, mut free) = (Vec::new(), Vec::new());
-    for name in names.iter().filter_map(|name| Name::parse(name)) {
-        match name {
-            Name::Segment(number) => numbers.push(number),
-            Name::Free(number) if number <= LAST_START => free.push(number),
-            // The names after it would not be known again.
-            Name::Free(_) => {}
-        }
-    }
-    numbers.sort_unstable();
-    if !numbers.is_empty() {
+pub(super) fn recover(storage: &dyn Storage, directory: &Path, options: &Options) -> Result<Found, WalError> {
+    let names = Names::list(storage, directory)?;
+    if !names.segments.is_empty() {
         // The process before may have died between a rename and the sync of the directory.
         storage.sync_directory(directory).map_err(WalError::io("sync directory", directory))?;
     }
     let mut walk = Walk::new(storage, directory, options);
-    let mut chain = walk.load_chain(&numbers)?;
-    let mut segments = BTreeMap::new();
-    if let Some(base) = chain.first_mut() {
-        match base.checkpoint.take() {
-            Some((state, older, start)) => {
-                segments = older.into_iter().map(|segment| (segment.number, segment)).collect();
-                walk.state = state;
-                walk.starts.insert(base.file.number, start);
-            }
-            None => walk.lost_checkpoint(base),
-        }
-    }
-    for at in 0..chain.len() {
-        let later = chain.get(at + 1).and_then(|next| next.first);
-        walk.synced_end = 0;
-        walk.doubtful.clear();
-        let info = walk.segment(&chain[at], later.as_ref())?;
-        let whole = at == 0 && walk.starts.contains_key(&info.number);
-        // Without a frame that was written after a sync, the opening itself may be what was torn.
-        if !whole && walk.synced_end > 0 {
-            walk.bad_beginning(info.number);
-        }
-        segments.insert(info.number, info);
-    }
-    walk.lost_before_begun(&chain);
+    let mut segments = walk.segments(&names.segments)?;
     let last_acked = walk.state.next_lsn - 1;
     // What may have been acknowledged is not used again.
     walk.state.burn_to(walk.state.next_lsn.saturating_add(walk.uncertain()));
@@ -103,18 +65,17 @@ pub(super) fn recover(
         walk.state.next_lsn = last_acked.max(1);
     }
     let intact = walk.damage.is_empty();
-    walk.missing(&segments, &numbers);
+    walk.missing(&segments, &names.segments);
     // Those that were used again since the checkpoint hold nothing; of others there is no file to be used again.
-    segments.retain(|number, segment| numbers.binary_search(number).is_ok() || walk.state.needs(segment));
+    segments.retain(|number, segment| names.has(*number) || walk.state.needs(segment));
     for (number, segment) in &mut segments {
-        segment.failed |= numbers.binary_search(number).is_err();
+        segment.failed |= !names.has(*number);
     }
-    let strays = numbers.iter().copied().filter(|number| intact && !segments.contains_key(number));
-    let known =
-        |number| numbers.binary_search(&number).is_ok() || segments.get(&number).is_some_and(|s| walk.state.needs(s));
+    let strays = names.segments.iter().copied().filter(|number| intact && !segments.contains_key(number));
+    let known = |number| names.has(number) || segments.get(&number).is_some_and(|s| walk.state.needs(s));
     let discard = stray::removable(storage, directory, strays, known);
     walk.forget_settled();
-    let next_number = stray::next_number(storage, directory, &numbers, &free);
+    let next_number = stray::next_number(storage, directory, &names.segments, &names.free);
     not_beyond(directory, "the LSN", walk.state.next_lsn)?;
     not_beyond(directory, "a segment of number", next_number)?;
     Ok(Found {
@@ -129,13 +90,13 @@ pub(super) fn recover(
         segments,
         last_acked,
         next_number,
-        free,
+        free: names.free,
         discard,
     })
 }
 
 /// Refuses a number that may not be reached. No damage makes one: checksums hold, or it is a file's name.
-fn not_beyond(directory: &std::path::Path, what: &'static str, found: u64) -> Result<(), WalError> {
+fn not_beyond(directory: &Path, what: &'static str, found: u64) -> Result<(), WalError> {
     if found <= LAST_START {
         return Ok(());
     }
@@ -144,7 +105,7 @@ fn not_beyond(directory: &std::path::Path, what: &'static str, found: u64) -> Re
 
 struct Walk<'a> {
     storage: &'a dyn Storage,
-    directory: &'a std::path::Path,
+    directory: &'a Path,
     options: &'a Options,
     state: State,
     /// Where groups begin in the segment the state is from.
@@ -162,10 +123,12 @@ struct Walk<'a> {
     begun: Option<Lsn>,
     /// The end of the log is lost, and how much it held is not known.
     lost_end: bool,
+    /// The length of the longest segment that was looked at, or of those of this run.
+    longest: u32,
 }
 
 impl<'a> Walk<'a> {
-    fn new(storage: &'a dyn Storage, directory: &'a std::path::Path, options: &'a Options) -> Self {
+    fn new(storage: &'a dyn Storage, directory: &'a Path, options: &'a Options) -> Self {
         Self {
             storage,
             directory,
@@ -180,7 +143,38 @@ impl<'a> Walk<'a> {
             synced_end: 0,
             begun: None,
             lost_end: false,
+            longest: options.segment_bytes,
         }
+    }
+
+    /// Everything the last segments say: takes it into the state, and returns the segments in use.
+    fn segments(&mut self, numbers: &[u64]) -> Result<BTreeMap<u64, SegmentInfo>, WalError> {
+        let mut chain = self.load_chain(numbers)?;
+        let mut segments = BTreeMap::new();
+        if let Some(base) = chain.first_mut() {
+            match base.checkpoint.take() {
+                Some((state, older, start)) => {
+                    segments = older.into_iter().map(|segment| (segment.number, segment)).collect();
+                    self.state = state;
+                    self.starts.insert(base.file.number, start);
+                }
+                None => self.lost_checkpoint(base),
+            }
+        }
+        for at in 0..chain.len() {
+            let later = chain.get(at + 1).and_then(|next| next.first);
+            self.synced_end = 0;
+            self.doubtful.clear();
+            let info = self.segment(&chain[at], later.as_ref())?;
+            let whole = at == 0 && self.starts.contains_key(&info.number);
+            // Without a frame that was written after a sync, the opening itself may be what was torn.
+            if !whole && self.synced_end > 0 {
+                self.bad_beginning(info.number);
+            }
+            segments.insert(info.number, info);
+        }
+        self.lost_before_begun(&chain);
+        Ok(segments)
     }
 
     /// The last segment with a whole checkpoint, and the damaged ones behind it, ascending.
@@ -188,6 +182,7 @@ impl<'a> Walk<'a> {
         let mut chain = Vec::new();
         for &number in numbers.iter().rev() {
             let loaded = Loaded::read(self.storage, self.directory, self.options, number, numbers)?;
+            self.longest = self.longest.max(loaded.file.limit);
             if loaded.checkpoint.is_none() && loaded.first.is_none() {
                 // Segments have their full length before they get their name.
                 let short = "the segment is shorter than it was made, and nothing in it can be read";
@@ -352,10 +347,11 @@ impl<'a> Walk<'a> {
     fn uncertain(&self) -> u64 {
         let bytes = if self.lost_end {
             // Any number of frames may be lost with the end of a segment.
-            self.options.segment_bytes
+            self.longest
         } else if !self.clean || self.begun.is_some() {
-            // Whether the last frame was acknowledged cannot be told.
-            self.options.frame_bytes.max(self.options.record_bytes)
+            // Whether the last frame was acknowledged cannot be told. An earlier run may have had other limits: a
+            // frame takes a quarter of a segment at most.
+            self.options.frame_bytes.max(self.options.record_bytes).max(self.longest / 4)
         } else {
             0
         };

@@ -119,7 +119,7 @@ impl SegmentFile {
         offsets.find_map(|offset| self.good(offset as u32).ok().flatten())
     }
 
-    fn good(&self, offset: u32) -> io::Result<Option<Frame>> {
+    pub fn good(&self, offset: u32) -> io::Result<Option<Frame>> {
         match self.frame_header(offset)? {
             Ok(_) => Ok(self.frame(offset)?.ok()),
             Err(_) => Ok(None),

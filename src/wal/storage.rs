@@ -46,6 +46,19 @@ pub trait Storage: Send + Sync {
     fn sync_directory(&self, directory: &Path) -> io::Result<()>;
 }
 
+/// Whether the error is about the bytes asked for and may stay: a sector that cannot be read. The numbers are those of
+/// `read(2)`, of block devices (`errno(3)`: ENODATA) and of file systems that keep checksums (EBADMSG, EUCLEAN).
+pub fn is_unreadable(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let known = [Errno::IO, Errno::NODATA, Errno::BADMSG];
+    let number = error.raw_os_error();
+    #[cfg(target_os = "linux")]
+    if number == Some(Errno::UCLEAN.raw_os_error()) {
+        return true;
+    }
+    known.iter().any(|errno| number == Some(errno.raw_os_error()))
+}
+
 /// The disk.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct DiskStorage;

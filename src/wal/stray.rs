@@ -7,9 +7,38 @@
 use std::path::{Path, PathBuf};
 
 use super::LAST_START;
+use super::error::WalError;
 use super::scan::SegmentFile;
-use super::segment::{self, SegmentHeader};
+use super::segment::{self, Name, SegmentHeader};
 use super::storage::Storage;
+
+/// The names in the directory of a log.
+pub(super) struct Names {
+    /// Of segments, ascending.
+    pub segments: Vec<u64>,
+    pub free: Vec<u64>,
+}
+
+impl Names {
+    pub fn list(storage: &dyn Storage, directory: &Path) -> Result<Self, WalError> {
+        let names = storage.list(directory).map_err(WalError::io("list", directory))?;
+        let (mut segments, mut free) = (Vec::new(), Vec::new());
+        for name in names.iter().filter_map(|name| Name::parse(name)) {
+            match name {
+                Name::Segment(number) => segments.push(number),
+                Name::Free(number) if number <= LAST_START => free.push(number),
+                // The names after it would not be known again.
+                Name::Free(_) => {}
+            }
+        }
+        segments.sort_unstable();
+        Ok(Self { segments, free })
+    }
+
+    pub fn has(&self, number: u64) -> bool {
+        self.segments.binary_search(&number).is_ok()
+    }
+}
 
 /// Past every number there is: also past those in the headers of free files, which may hold a segment whose rename
 /// was lost in a power cut. So the number, not only the salt, tells its frames from live ones. A number there that no log

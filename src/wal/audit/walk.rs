@@ -4,7 +4,7 @@ use super::super::frame::{FRAME_HEADER, FrameHeader, FrameKind, RecordView};
 use super::super::scan::{Frame, SegmentFile};
 use super::super::segment::{self, SegmentHeader};
 use super::super::state::{CheckpointReader, SegmentInfo};
-use super::super::{BLOCK, Lsn};
+use super::super::{BLOCK, Lsn, MIN_SEGMENT};
 use super::survey::{BLANK, Head};
 use super::{Auditor, Flaw, FlawKind, Lsns};
 use crate::message::Route;
@@ -73,7 +73,9 @@ impl Auditor<'_> {
         if head.other {
             return;
         }
-        let short = self.audit.segment_bytes.is_some_and(|bytes| head.length < u64::from(bytes));
+        // Without a header nobody knows how long it was made.
+        let made = head.header.as_ref().map_or(MIN_SEGMENT, |header| header.segment_bytes);
+        let short = head.length < u64::from(made);
         let (kind, lsns, reason) = match &head.header {
             _ if newest.is_some_and(|newest| number < newest) => {
                 (FlawKind::Leftover, Lsns::None, "everything in it is settled".to_owned())
