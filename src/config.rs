@@ -28,6 +28,8 @@ pub const SEGMENT_BYTES: u32 = 64 << 20;
 pub const MAX_BYTES: u64 = 16 << 30;
 /// Key, headers and payload of one message: Kafka's own default limit.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 20;
+/// What names, numbers and a few headers take beside them in a segment.
+pub const AROUND_MESSAGE: usize = 4 << 10;
 /// Headers of one message.
 pub const MAX_HEADERS: usize = 1_000;
 /// Fields of one message: far above any entry, and what a reader takes for them stays at a few MiB, even where they are
@@ -160,11 +162,15 @@ pub struct Config {
     pub window_bytes: usize,
     /// In flight, plus delivered but not recorded. Default 20,000; at least `window_messages` + 1.
     pub redelivery_window: usize,
-    /// Key, headers and payload of one message. Default 1 MiB; at most a quarter of a segment and half of `window_bytes`.
+    /// Key, headers and payload of one message. Default 1 MiB; at most a quarter of a segment less 4 KiB for names and the
+    /// like, and half of `window_bytes`. One with so many headers or fields that it does not fit all the same is refused.
     pub max_message_bytes: usize,
-    /// The outbox's size. Default: 16 GiB or 80 % of the free space, the smaller; at least four segments.
+    /// The outbox's size. Default: 16 GiB or 80 % of the free space, the smaller; at least four segments. It takes one
+    /// segment for each 128 bytes of a segment at most, because each has a list of them: of 64 KiB 512, which is 32 MiB; of
+    /// 1 MiB 8 GiB.
     pub max_bytes: Option<u64>,
-    /// A segment's size. Default 64 MiB; 64 KiB to 1 GiB, a multiple of 4 KiB.
+    /// A segment's size. Default 64 MiB; 64 KiB to 1 GiB, a multiple of 4 KiB. Where this is the default and `max_bytes` is
+    /// left out, an outbox on a small disk begins with smaller ones, and keeps their size.
     pub segment_bytes: u32,
     /// Slots a transport: more means fewer strangers gated together, at 104 bytes each, some 50 more once it was used.
     /// Default 65,536; a power of two.
@@ -239,10 +245,11 @@ impl Config {
         must(self.redelivery_window > self.window_messages, &|| {
             format!("redelivery_window: {} is not more than window_messages", self.redelivery_window)
         });
-        let most = (segment as usize / 4).min(self.window_bytes / 2);
+        let most = (segment as usize / 4).saturating_sub(AROUND_MESSAGE).min(self.window_bytes / 2);
         must((1..=most).contains(&self.max_message_bytes), &|| {
             format!(
-                "max_message_bytes: {} is not between 1 and {most} (a quarter of segment_bytes, half of window_bytes)",
+                "max_message_bytes: {} is not between 1 and {most} (a quarter of segment_bytes less 4 KiB, half of \
+                 window_bytes)",
                 self.max_message_bytes
             )
         });

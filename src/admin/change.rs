@@ -28,11 +28,49 @@ pub fn purge(directory: impl AsRef<Path>, which: Selection) -> Result<u64, Admin
 fn change(directory: &Path, which: &Selection, mark: Mark) -> Result<u64, AdminError> {
     // Opening would make an outbox where there is none.
     Inspected::at(directory)?;
-    let outbox = Outbox::open(&OutboxOptions::new(directory))?;
+    let outbox = Outbox::open(&OutboxOptions { as_found: true, ..OutboxOptions::new(directory) })?;
     let result = outbox.change_dead(mark, |number, letter| which.takes(number, &letter.outgoing));
     let closed = outbox.close();
     outbox.release();
     let count = result.map_err(|error| AdminError::storage(directory, error))?;
     closed.map_err(|error| AdminError::storage(directory, error))?;
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, mpsc};
+
+    use super::*;
+    use crate::message::{Message, MessageId, Outgoing, Route};
+    use crate::wal::DeadLetter;
+
+    /// Tools opened the outbox with the default limits: a dead letter larger than those allow was refused as too large by
+    /// the log that it had come from.
+    #[test]
+    fn a_dead_letter_beyond_the_default_limits_is_requeued() {
+        let place = tempfile::tempdir().expect("a directory");
+        let directory = place.path().join("outbox");
+        let base = OutboxOptions::new(&directory);
+        let options = OutboxOptions { segment_bytes: 16 << 20, max_message_bytes: 3 << 20, ..base };
+        let outbox = Arc::new(Outbox::open(&options).expect("opens"));
+        let route = Route { transport: "kafka".into(), destination: "orders".into() };
+        let message = Message::to("orders").payload(vec![7; 3 << 20]);
+        let outgoing = Outgoing { id: MessageId::new(1, 1), route, lane: None, timestamp: 1, message };
+        assert!(outbox.fits(&outgoing));
+        let (tell, told) = mpsc::channel();
+        let tell_stored = tell.clone();
+        let lsn = outbox.append(&outgoing, move |result| tell_stored.send(result.is_ok()).expect("awaited"));
+        assert_eq!(told.recv(), Ok(true));
+        let reason = "no".to_owned();
+        let letter = DeadLetter { lsn, outgoing, reason, attempts: 1, first_failure: 1, last_failure: 2 };
+        outbox.bury(letter, move |result| tell.send(result.is_ok()).expect("awaited"));
+        assert_eq!(told.recv(), Ok(true));
+        outbox.close().expect("closes");
+        outbox.release();
+        drop(outbox);
+        assert_eq!(requeue(&directory, Selection::All).expect("it is requeued"), 1);
+        let inspection = super::super::inspect(&directory).expect("readable");
+        assert_eq!((inspection.pending, inspection.dead), (1, 0));
+    }
 }

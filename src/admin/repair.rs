@@ -219,10 +219,7 @@ fn files(looked: &Looked, steps: &[Step]) -> Result<(), AdminError> {
 fn logs(looked: &Looked) -> Result<(), AdminError> {
     let root = looked.inspected.paths.root();
     let failed = |error: &dyn std::fmt::Display| AdminError::storage(root, error);
-    let mut options = OutboxOptions::new(root);
-    // New segments like those there are: the size is the producer's to choose.
-    options.segment_bytes = looked.wal.segment_bytes.unwrap_or(options.segment_bytes);
-    let outbox = Outbox::open(&options)?;
+    let outbox = Outbox::open(&OutboxOptions { as_found: true, ..OutboxOptions::new(root) })?;
     let mut kept = true;
     for (log, audit) in [(Log::Wal, &looked.wal), (Log::Dead, &looked.dead)] {
         for damage in damages(audit) {

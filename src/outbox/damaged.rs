@@ -13,10 +13,13 @@ use serde::Serialize;
 
 use super::directory::{DirectoryError, Paths};
 use super::files;
-use crate::wal::{Damage, DiskStorage, File, Storage, segment_path};
+use crate::wal::{BLOCK, Damage, DiskStorage, File, Storage, is_unreadable, segment_path};
 
 /// Bytes copied at a time.
 const CHUNK: usize = 1 << 20;
+
+/// How often a block is read before it counts as unreadable.
+const TRIES: u32 = 5;
 
 /// The log a damage is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,10 +41,18 @@ struct Note<'a> {
     offset: u64,
     /// How many bytes it has.
     length: u64,
+    /// How many of them the disk could not read: they are zero there.
+    #[serde(skip_serializing_if = "is_zero")]
+    unreadable: u64,
     /// The LSNs that were lost with it, if there are any.
     lsns: Option<(u64, u64)>,
     /// Why it was put there.
     why: &'a str,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// Adds a line to the manifest; it is durable when this returns. A line that a crash cut short is ended.
@@ -94,42 +105,83 @@ pub fn keep(storage: &dyn Storage, paths: &Paths, log: From, damage: &Damage, lo
             // A crash may have left one half written.
             Ok(()) | Err(_) => {}
         }
-        let length = copy(storage, &source, damage, &aside)?;
+        let Copied { length, unreadable } = copy(storage, &source, damage, &aside)?;
         // Before the name, which says that all of this was done.
         let (kept, from) = (Path::new("damaged").join(&name), source.strip_prefix(paths.root()).unwrap_or(&source));
         let lsns = (first_lsn <= last_lsn).then_some((*first_lsn, *last_lsn));
         let offset = u64::from(*offset);
-        note(storage, paths, &Note { kept: &kept, from, offset, length, lsns, why: &damage.reason })?;
+        note(storage, paths, &Note { kept: &kept, from, offset, length, unreadable, lsns, why: &damage.reason })?;
         storage.rename(&aside, &target).map_err(|error| DirectoryError::io(&target, "replace", error))?;
     }
     // Also where it was there already: the process before may have died between the rename and this.
     storage.sync_directory(&directory).map_err(|error| DirectoryError::io(&directory, "sync", error))
 }
 
-/// Returns how many bytes there were.
-fn copy(storage: &dyn Storage, source: &Path, damage: &Damage, target: &Path) -> Result<u64, DirectoryError> {
+/// How many bytes there were, and how many of them could not be read.
+struct Copied {
+    length: u64,
+    unreadable: u64,
+}
+
+fn copy(storage: &dyn Storage, source: &Path, damage: &Damage, target: &Path) -> Result<Copied, DirectoryError> {
     let from = match storage.open_read(source) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         opened => Some(opened.map_err(|error| DirectoryError::io(source, "open", error))?),
     };
     let failed = |error| DirectoryError::io(target, "write", error);
     let to = storage.create_new(target).map_err(failed)?;
-    let mut done = 0;
+    let (mut done, mut unreadable) = (0, 0);
     if let Some(from) = from {
-        let read = |error| DirectoryError::io(source, "read", error);
         let length = damage.length as usize;
         while done < length {
-            let bytes =
-                chunk(&*from, u64::from(damage.offset) + done as u64, CHUNK.min(length - done)).map_err(read)?;
+            let (at, most) = (u64::from(damage.offset) + done as u64, CHUNK.min(length - done));
+            let (bytes, missing) = readable(&*from, at, most).map_err(|e| DirectoryError::io(source, "read", e))?;
             if bytes.is_empty() {
                 break;
             }
             to.write_at(&bytes, done as u64).map_err(failed)?;
             done += bytes.len();
+            unreadable += missing;
+        }
+        if done > 0 && unreadable == done as u64 && !reads_anywhere(&*from).map_err(failed)? {
+            // The disk is gone, and may come back.
+            let error = io::Error::other("nothing in the file can be read now");
+            return Err(DirectoryError::io(source, "read", error));
         }
     }
     to.sync_data().map_err(failed)?;
-    Ok(done as u64)
+    Ok(Copied { length: done as u64, unreadable })
+}
+
+fn reads_anywhere(file: &dyn File) -> io::Result<bool> {
+    const PLACES: u64 = 64;
+    let length = file.length()?;
+    Ok((0..PLACES).any(|place| chunk(file, length / PLACES * place, 1).is_ok()))
+}
+
+/// Bytes of a file, and how many of them the disk cannot read: those are zero. A bad sector is what a damage may be about,
+/// and must not keep the rest from being kept.
+fn readable(file: &dyn File, offset: u64, length: usize) -> io::Result<(Vec<u8>, u64)> {
+    match chunk(file, offset, length) {
+        Err(error) if is_unreadable(&error) => {}
+        read => return read.map(|bytes| (bytes, 0)),
+    }
+    let end = file.length()?.saturating_sub(offset).min(length as u64) as usize;
+    let (mut bytes, mut missing) = (Vec::new(), 0);
+    while bytes.len() < end {
+        let most = (BLOCK as usize).min(end - bytes.len());
+        let read = || chunk(file, offset + bytes.len() as u64, most);
+        match (1..TRIES).find_map(|_| read().ok()).map_or_else(read, Ok) {
+            Ok(read) if read.is_empty() => break,
+            Ok(read) => bytes.extend_from_slice(&read),
+            Err(error) if is_unreadable(&error) => {
+                bytes.resize(bytes.len() + most, 0);
+                missing += most as u64;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok((bytes, missing))
 }
 
 fn chunk(file: &dyn File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
@@ -148,7 +200,7 @@ pub fn move_aside(paths: &Paths, from: &Path, why: &str) -> Result<PathBuf, Dire
     let name = names.into_iter().find(free).unwrap_or_default();
     let (source, kept) = (paths.root().join(from), Path::new("damaged").join(&name));
     let length = fs::symlink_metadata(&source).map_err(|error| DirectoryError::io(&source, "look at", error))?.len();
-    note(&DiskStorage, paths, &Note { kept: &kept, from, offset: 0, length, lsns: None, why })?;
+    note(&DiskStorage, paths, &Note { kept: &kept, from, offset: 0, length, unreadable: 0, lsns: None, why })?;
     let target = paths.root().join(&kept);
     fs::rename(&source, &target).map_err(|error| DirectoryError::io(&source, "move aside", error))?;
     // Its new name first: a power cut in between leaves two names, not none.

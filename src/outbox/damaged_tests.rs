@@ -198,3 +198,51 @@ fn damage_that_cannot_even_be_read_is_not_settled() {
     open.outbox.set_aside(&damage);
     assert!(open.outbox.is_settled(2));
 }
+
+/// The copy for `damaged/` read the very sector that was the damage, and failed on it: neither the drainer nor `repair` ever
+/// got past a block that the disk cannot read.
+#[test]
+fn a_sector_that_cannot_be_read_is_kept_as_zeros_and_noted() {
+    let bench = damaged();
+    let open = bench.open();
+    let segment = bench.segment();
+    let bytes = bench.storage.bytes(&segment).expect("it is there");
+    let at = (0..bytes.len()).step_by(4096).find(|at| bytes[at + 80 + 150..][..50] == [2; 50]).expect("it is there");
+    let bad = segment.clone();
+    bench.storage.on_read(move |_, call| match call {
+        Operation::Read { path, offset, length } if *path == bad => {
+            (*offset..offset + *length as u64).contains(&(at as u64)).then_some(Fault::Error(5))
+        }
+        _ => None,
+    });
+    let mut scan = open.outbox.scan(1);
+    let (mut read, mut failures) = (Vec::new(), 0);
+    loop {
+        match scan.advance(|_| None) {
+            Ok(Scanned::Frame { records, .. }) => read.extend(records.iter().map(|record| record.lsn)),
+            Ok(Scanned::Damaged(damage)) => assert!(open.outbox.set_aside(&damage)),
+            Ok(Scanned::End) => break,
+            Err(_) => failures += 1,
+        }
+        assert!(failures < 50, "it never gets past the sector");
+    }
+    assert_eq!(read, [1, 3]);
+    assert!(open.outbox.is_settled(2));
+    let kept = bench.kept();
+    let [(_, bytes), (_, note)] = &kept[..] else { panic!("{kept:?}") };
+    assert!(bytes.len() == 4096 && bytes.iter().all(|byte| *byte == 0));
+    assert!(String::from_utf8_lossy(note).contains("\"unreadable\":4096"), "{}", String::from_utf8_lossy(note));
+}
+
+/// A parked message whose frame was damaged was taken for one that is gone: its row was removed, its block lifted, and nobody
+/// heard of it until the next start.
+#[test]
+fn a_single_message_that_is_damaged_is_no_missing_one() {
+    let bench = damaged();
+    let mut open = bench.open();
+    assert!(matches!(open.outbox.read(2, None), Err(super::ScanError::Damaged { lsn: 2, .. })));
+    assert!(matches!(open.outbox.read(3, None), Ok(Some(_))));
+    open.drain();
+    open.work();
+    assert!(matches!(open.outbox.read(2, None), Ok(None)), "it is set aside, and so settled");
+}

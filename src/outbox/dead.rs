@@ -8,6 +8,9 @@ use crate::wal::{Damage, DeadLetter, Entry, EntryRef, Lsn, Mark, RouteTotal, Set
 
 /// Dead letters that are requeued between two syncs.
 const BATCH: usize = 256;
+/// Bytes of a reason that are kept: brokers say little, but what they quote may be long, and a dead letter must find room
+/// whatever the reason.
+pub(super) const MAX_REASON: usize = 4 << 10;
 
 /// Why dead letters could not be changed. What was changed before stays so.
 #[derive(Debug, thiserror::Error)]
@@ -20,10 +23,17 @@ pub enum DeadError {
     Write(#[from] Arc<WalError>),
 }
 
+/// Cuts a reason between two characters.
+fn shorten(reason: &mut String) {
+    let cut = (0..=MAX_REASON.min(reason.len())).rev().find(|&at| reason.is_char_boundary(at));
+    reason.truncate(cut.unwrap_or(0));
+}
+
 impl Outbox {
     /// Appends a dead letter, and settles the message once the disk has it. `done` hears how that went, on the log's
-    /// thread; when it failed, the message is still pending.
-    pub fn bury(self: &Arc<Self>, letter: DeadLetter, done: impl FnOnce(AppendResult) + Send + 'static) {
+    /// thread; when it failed, the message is still pending. Of the reason the first 4 KiB are kept.
+    pub fn bury(self: &Arc<Self>, mut letter: DeadLetter, done: impl FnOnce(AppendResult) + Send + 'static) {
+        shorten(&mut letter.reason);
         let outbox = Arc::clone(self);
         let (lsn, outgoing) = (letter.lsn, letter.outgoing.clone());
         self.dead.append(EntryRef::Dead(&letter), move |result| {
@@ -97,25 +107,42 @@ impl Outbox {
         }
     }
 
-    fn change_batch(&self, mark: Mark, batch: Vec<(Lsn, DeadLetter)>) -> Result<(), DeadError> {
-        if mark == Mark::Requeued {
-            // Durable in the log before it leaves the dead letters.
-            let (sender, appended) = mpsc::channel();
-            for (_, letter) in &batch {
-                let sender = sender.clone();
-                self.append(&letter.outgoing, move |result| drop(sender.send(result)));
-            }
-            drop(sender);
-            while let Some(result) = self.wal.answer(&appended) {
-                result?;
-            }
-        }
+    fn change_batch(&self, mark: Mark, mut batch: Vec<(Lsn, DeadLetter)>) -> Result<(), DeadError> {
+        let failed = if mark == Mark::Requeued { self.append_again(&mut batch) } else { None };
         for (number, letter) in batch {
             let bytes = letter.outgoing.message.size() as u64;
             let total = RouteTotal { route: letter.outgoing.route, count: 1, bytes };
             self.dead.settle(Settled { mark, ranges: vec![(number, number)], totals: vec![total] });
         }
         self.dead.sync()?;
-        Ok(())
+        failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Appends the messages of dead letters anew. Those that are durable in the log, and so may leave the dead letters, stay
+    /// in the batch; the others, and why.
+    fn append_again(&self, batch: &mut Vec<(Lsn, DeadLetter)>) -> Option<Arc<WalError>> {
+        let (sender, appended) = mpsc::channel();
+        let lsns: Vec<Lsn> = (0..)
+            .zip(&*batch)
+            .map(|(at, (_, letter))| {
+                let sender = sender.clone();
+                self.append(&letter.outgoing, move |result| drop(sender.send((at, result))))
+            })
+            .collect();
+        drop(sender);
+        let mut durable = vec![false; batch.len()];
+        let mut failed = None;
+        while let Some((at, result)) = self.wal.answer::<(usize, AppendResult)>(&appended) {
+            match result {
+                Ok(_) => durable[at] = true,
+                Err(error) => {
+                    self.forget(lsns[at], &batch[at].1.outgoing);
+                    failed.get_or_insert(error);
+                }
+            }
+        }
+        let mut durable = durable.into_iter();
+        batch.retain(|_| durable.next().unwrap_or(false));
+        failed
     }
 }

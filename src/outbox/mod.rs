@@ -25,6 +25,8 @@ mod settling;
 mod sizes;
 mod space;
 mod status;
+#[cfg(test)]
+mod tests;
 mod totals;
 
 use std::cell::Cell;
@@ -97,6 +99,8 @@ pub struct Outbox {
     dead: Wal,
     dead_settled: RangeSet,
     ledger: Ledger,
+    /// Of the log's holes those the ledger was told of.
+    forgotten: Mutex<Vec<(Lsn, Lsn)>>,
     space: Space,
     settling: Mutex<Settling>,
     totals: Mutex<Totals>,
@@ -105,6 +109,7 @@ pub struct Outbox {
     changed: Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>,
     max_ranges: usize,
     record_bytes: u64,
+    dead_record_bytes: u64,
 }
 
 impl Outbox {
@@ -166,9 +171,10 @@ impl Outbox {
         lsn
     }
 
-    /// A stored message failed to reach the disk: it is not pending.
+    /// A stored message failed to reach the disk: it is not pending, nor is anything else under its LSN.
     pub fn forget(&self, lsn: Lsn, message: &Outgoing) {
         self.lock_totals().settled(&message.route, lsn, message.message.size() as u64);
+        self.lock_settling().burn(lsn);
     }
 
     /// Bytes taken by `append` and not yet written.
@@ -224,9 +230,10 @@ impl Outbox {
         std::iter::successors(Some(settling.set().next_gap(from)), next).take(limit).collect()
     }
 
-    /// Whether a message would fit into a segment, with all that goes with it.
+    /// Whether a message would fit into a segment, with all that goes with it; among the dead letters, too.
     pub fn fits(&self, message: &Outgoing) -> bool {
-        Wal::footprint(EntryRef::Message(message)) <= self.record_bytes
+        let dead = || Wal::dead_footprint(message, dead::MAX_REASON);
+        Wal::footprint(EntryRef::Message(message)) <= self.record_bytes && dead() <= self.dead_record_bytes
     }
 
     /// What the ledger knows of the place of an LSN.
@@ -238,6 +245,11 @@ impl Outbox {
     /// Forgets where runs of the log began whose segments are settled and may be gone. Now and then.
     pub fn forget_settled_entries(&self) {
         self.ledger.forget_entries(self.first_pending());
+        // One message that is held up must not keep the rows of all that came after it.
+        let holes = self.wal.holes();
+        let mut told = self.forgotten.lock().unwrap_or_else(PoisonError::into_inner);
+        self.ledger.forget_holes(holes.iter().filter(|hole| !told.contains(hole)).copied());
+        *told = holes;
     }
 
     /// Tells the log what was settled since the last time.
@@ -257,7 +269,7 @@ impl Outbox {
     /// Reads one message back; `None` if it was settled meanwhile and its segment is gone.
     ///
     /// # Errors
-    /// The log cannot be read there.
+    /// The log cannot be read there, or the message is damaged.
     pub fn read(&self, lsn: Lsn, place: Option<Place>) -> Result<Option<Outgoing>, ScanError> {
         scan::read_one(&self.wal.reader(), lsn, place.or_else(|| self.hint(lsn)))
     }
@@ -296,7 +308,8 @@ impl Outbox {
     /// Counts and reasons.
     pub fn snapshot(&self) -> Snapshot {
         let mut totals = self.lock_totals();
-        if self.first_pending() > self.wal.durable() && self.wal.queued_bytes() == 0 {
+        // What the log has in hand is neither durable nor queued: it was stored, and is not settled.
+        if self.first_pending() > self.wal.durable().max(totals.last()) && self.wal.queued_bytes() == 0 {
             totals.clear();
         }
         let dead = self.dead.state().routes;

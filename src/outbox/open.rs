@@ -24,12 +24,15 @@ pub struct OutboxOptions {
     pub directory: PathBuf,
     /// How long to wait for another process to let go of it.
     pub lock_wait: Duration,
-    /// The size of a segment.
+    /// The size of a segment; where this is the default and `max_bytes` is open, the log's segments keep theirs.
     pub segment_bytes: u32,
     /// The outbox's size; by default 16 GiB or 80 % of the free space.
     pub max_bytes: Option<u64>,
     /// The largest message.
     pub max_message_bytes: usize,
+    /// Segments, and the largest message, as the logs have them already, if they have any: for tools, whose defaults are
+    /// not the producer's settings.
+    pub as_found: bool,
     /// The ledger's settings.
     pub ledger: LedgerOptions,
     /// Where the log's bytes go.
@@ -45,6 +48,7 @@ impl OutboxOptions {
             segment_bytes: crate::config::SEGMENT_BYTES,
             max_bytes: None,
             max_message_bytes: crate::config::MAX_MESSAGE_BYTES,
+            as_found: false,
             ledger: LedgerOptions::default(),
             storage: Arc::new(DiskStorage),
         }
@@ -90,8 +94,7 @@ impl Outbox {
                 }
             });
             let base = wal::Options::new(*directory.id(), incarnation).with_segment_bytes(size.segment_bytes);
-            let record_bytes = base.record_bytes.min(sizes.record_bytes);
-            wal::Options { max_segments: size.segments, record_bytes, on_change, ..base }
+            wal::Options { max_segments: size.segments, record_bytes: size.record_bytes, on_change, ..base }
         };
         let guard = Arc::clone(directory.guard());
         let storage: Arc<dyn Storage> = Arc::new(Guarded { disk: Arc::clone(&options.storage), guard });
@@ -140,8 +143,9 @@ impl Outbox {
         changed: Changed,
     ) -> Self {
         let record_bytes = u64::from(wal.options.record_bytes);
+        let dead_record_bytes = u64::from(dead.options.record_bytes);
         // So that a dead letter finds room on a disk that is full by then.
-        dead.wal.request(record_bytes);
+        dead.wal.request(dead_record_bytes);
         let space = Space::new(u64::from(wal.options.segment_bytes) / 2);
         wal.wal.keep_promised(space.reserved());
         let routes = &wal.recovered.state.routes;
@@ -170,9 +174,11 @@ impl Outbox {
             dead: dead.wal,
             dead_settled: dead.recovered.state.settled,
             ledger,
+            forgotten: Mutex::default(),
             found,
             changed,
             record_bytes,
+            dead_record_bytes,
         }
     }
 }

@@ -3,7 +3,8 @@
 use crate::message::Outgoing;
 use crate::wal::{Cursor, Damage, Entry, Lsn, Place, ReadError, Reader, Step, StoredRecord};
 
-/// Why the log could not be read; nothing is lost, it is tried again.
+/// Why the log could not be read. Nothing is lost: it is tried again, or, where a single message was asked for that is
+/// damaged, set aside by whoever reads the log in order.
 pub type ScanError = ReadError;
 
 /// One step of a [`Scan`].
@@ -65,7 +66,7 @@ impl Scan {
     }
 }
 
-/// Reads one message by its LSN.
+/// Reads one message by its LSN; `None` if it is not there any more.
 pub(super) fn read_one(reader: &Reader, lsn: Lsn, hint: Option<Place>) -> Result<Option<Outgoing>, ScanError> {
     let mut cursor = reader.seek(lsn, hint)?;
     loop {
@@ -80,7 +81,9 @@ pub(super) fn read_one(reader: &Reader, lsn: Lsn, hint: Option<Place>) -> Result
                     None => {}
                 }
             }
-            Step::Damaged(damage) if damage.last_lsn >= lsn => return Ok(None),
+            Step::Damaged(damage) if damage.last_lsn >= lsn => {
+                return Err(ScanError::Damaged { lsn, reason: damage.reason });
+            }
             Step::Damaged(_) => {}
             Step::End => return Ok(None),
         }

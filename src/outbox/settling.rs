@@ -68,6 +68,11 @@ impl Settling {
         true
     }
 
+    /// An LSN that was given out and never will be acknowledged. The log knows that by itself.
+    pub fn burn(&mut self, lsn: Lsn) {
+        self.settled.insert(lsn, lsn);
+    }
+
     /// Settles what cannot be read, or was never there; `None` if all of it is settled. What is settled already is left
     /// out: the log takes a settlement whose first LSN it knows for one that is told twice.
     pub fn give_up(&mut self, first: Lsn, last: Lsn) -> Option<Settled> {

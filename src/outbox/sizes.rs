@@ -3,8 +3,10 @@
 use std::path::Path;
 
 use super::OutboxOptions;
+use super::dead::MAX_REASON;
 use super::directory::Paths;
-use crate::config::MAX_BYTES;
+use crate::config::{MAX_BYTES, SEGMENT_BYTES};
+use crate::wal::{BLOCK, MAX_SEGMENT, most_segments, segment_bytes_of};
 
 /// Segments an outbox on a small disk is divided into: one is kept for first attempts, and three come on top for
 /// settlements, so few large ones would leave nothing.
@@ -13,58 +15,88 @@ const SEGMENTS: u64 = 16;
 const LEAST_SEGMENTS: u32 = 4;
 /// Dead letters are few: their segments are as small as the largest message allows, but not smaller than this.
 const DEAD_SEGMENT_BYTES: u32 = 8 << 20;
-/// Names, headers and, of a dead letter, its reason.
+/// Names and headers.
 const AROUND_MESSAGE: usize = 64 << 10;
+/// What a dead letter takes more than the message: its reason, and when it failed.
+const AROUND_DEAD: u32 = MAX_REASON as u32 + BLOCK;
+/// Records that fit into a segment, at least.
+const RECORDS: u32 = 4;
+/// The largest record: among the dead letters, too, a segment has room for so many.
+const MOST_RECORD_BYTES: u32 = MAX_SEGMENT / RECORDS - AROUND_DEAD;
 
 /// The size of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LogSize {
     pub segment_bytes: u32,
     pub segments: u32,
+    /// What the largest message takes on the disk.
+    pub record_bytes: u32,
 }
 
 impl LogSize {
-    fn new(segment_bytes: u32, max_bytes: u64) -> Self {
+    fn new(segment_bytes: u32, max_bytes: u64, record_bytes: u32) -> Self {
         let segments = u32::try_from(max_bytes / u64::from(segment_bytes)).unwrap_or(u32::MAX);
-        Self { segment_bytes, segments: segments.max(LEAST_SEGMENTS) }
+        let segments = segments.clamp(LEAST_SEGMENTS, most_segments(segment_bytes));
+        Self { segment_bytes, segments, record_bytes }
     }
 }
 
-/// The sizes that follow from the options and the disk.
+/// The lengths of the newest segments of an outbox, if it has any.
+#[derive(Clone, Copy, Debug, Default)]
+struct Lengths {
+    wal: Option<u32>,
+    dead: Option<u32>,
+}
+
+/// The sizes that follow from the options, from what is there and from the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sizes {
     pub wal: LogSize,
     pub dead: LogSize,
-    /// What the largest message takes on the disk.
-    pub record_bytes: u32,
 }
 
 impl Sizes {
     /// Looks at the disk if the options leave the outbox's size open.
     pub fn of(options: &OutboxOptions, paths: &Paths) -> Self {
-        Self::on(options, || free_bytes(paths.root()).saturating_add(log_bytes(paths)))
+        let found = Lengths { wal: segment_bytes_of(&paths.wal()), dead: segment_bytes_of(&paths.dead()) };
+        Self::on(options, found, || free_bytes(paths.root()).saturating_add(log_bytes(paths)))
     }
 
     /// `disk` tells what is free but for the outbox itself.
-    fn on(options: &OutboxOptions, disk: impl FnOnce() -> u64) -> Self {
+    fn on(options: &OutboxOptions, found: Lengths, disk: impl FnOnce() -> u64) -> Self {
         let record_bytes = whole_blocks(options.max_message_bytes.saturating_add(AROUND_MESSAGE));
-        let (max_bytes, segment_bytes) = match options.max_bytes {
-            Some(max_bytes) => (max_bytes, options.segment_bytes),
-            None => {
-                let max_bytes = (disk() / 10 * 8).min(MAX_BYTES);
-                let fitting = u32::try_from(max_bytes / SEGMENTS / 4096 * 4096).unwrap_or(u32::MAX);
-                (max_bytes, options.segment_bytes.min(fitting.max(record_bytes.saturating_mul(4))))
-            }
+        let max_bytes = options.max_bytes.unwrap_or_else(|| (disk() / 10 * 8).min(MAX_BYTES));
+        let segment_bytes = match found.wal {
+            Some(found) if options.as_found => found,
+            found => segment_bytes(options, found, max_bytes, record_bytes),
         };
+        let quarter = segment_bytes / RECORDS;
+        let record_bytes = if options.as_found { quarter } else { record_bytes.min(quarter) }.min(MOST_RECORD_BYTES);
+        let dead_record = record_bytes + AROUND_DEAD;
         // Dead letters count in the whole: an eighth of it is theirs.
         let for_dead = max_bytes / 8;
-        let dead_segment = whole_blocks(options.max_message_bytes.saturating_mul(4)).max(DEAD_SEGMENT_BYTES);
+        let (dead_segment, dead_record) = match found.dead {
+            Some(found) if options.as_found => (found, found / RECORDS),
+            _ => (DEAD_SEGMENT_BYTES.min(segment_bytes).max(dead_record * RECORDS), dead_record),
+        };
         Self {
-            wal: LogSize::new(segment_bytes, max_bytes - for_dead),
-            dead: LogSize::new(dead_segment.min(segment_bytes), for_dead),
-            record_bytes,
+            wal: LogSize::new(segment_bytes, max_bytes - for_dead, record_bytes),
+            dead: LogSize::new(dead_segment, for_dead, dead_record),
         }
     }
+}
+
+/// The length of segments for a producer. One that follows from the free space is not changed at each opening by what is
+/// free that day: what was once chosen stays.
+fn segment_bytes(options: &OutboxOptions, found: Option<u32>, max_bytes: u64, record_bytes: u32) -> u32 {
+    if options.max_bytes.is_some() {
+        return options.segment_bytes;
+    }
+    let least = record_bytes.saturating_mul(RECORDS);
+    let fitting = u32::try_from(max_bytes / SEGMENTS / 4096 * 4096).unwrap_or(u32::MAX);
+    let derived = options.segment_bytes.min(fitting.max(least));
+    let given = options.segment_bytes != SEGMENT_BYTES && derived == options.segment_bytes;
+    found.filter(|&found| !given && found >= least && found <= options.segment_bytes).unwrap_or(derived)
 }
 
 fn free_bytes(root: &Path) -> u64 {
@@ -90,17 +122,65 @@ mod tests {
     fn an_outbox_takes_most_of_a_small_disk_and_no_more_of_a_large_one() {
         let options = OutboxOptions::new("nowhere");
         for (disk, max_bytes) in [(100_u64 << 20, 80 << 20), (10 << 30, 8 << 30), (1 << 50, MAX_BYTES)] {
-            let Sizes { wal, record_bytes, .. } = Sizes::on(&options, || disk);
+            let wal = Sizes::on(&options, Lengths::default(), || disk).wal;
             let bytes = u64::from(wal.segments) * u64::from(wal.segment_bytes);
             assert!(wal.segments >= 7 && bytes <= max_bytes && bytes >= max_bytes / 4 * 3, "{disk}: {wal:?}");
-            assert!(record_bytes <= wal.segment_bytes / 4, "{disk}: {wal:?}");
+            assert!(wal.record_bytes <= wal.segment_bytes / 4, "{disk}: {wal:?}");
         }
     }
 
     #[test]
     fn sizes_that_are_given_stay() {
         let options = OutboxOptions { max_bytes: Some(64 << 20), ..OutboxOptions::new("nowhere") };
-        let sizes = Sizes::on(&options, || 0);
-        assert_eq!(sizes.wal, LogSize { segment_bytes: options.segment_bytes, segments: LEAST_SEGMENTS });
+        let sizes = Sizes::on(&options, Lengths::default(), || 0);
+        let LogSize { segment_bytes, segments, .. } = sizes.wal;
+        assert_eq!((segment_bytes, segments), (options.segment_bytes, LEAST_SEGMENTS));
+    }
+
+    /// The length of segments followed the free space of the day, so that nearly each start had another one, and tools, which
+    /// took the default, had yet another: free segments were thrown away, and others used again though too short.
+    #[test]
+    fn segments_keep_the_length_that_follows_from_the_free_space() {
+        let options = OutboxOptions::new("nowhere");
+        let small = Sizes::on(&options, Lengths::default(), || 1 << 30).wal.segment_bytes;
+        assert!(small < SEGMENT_BYTES);
+        let found = Lengths { wal: Some(small), dead: Some(12 << 20) };
+        for disk in [700 << 20, 2 << 30, 1 << 40] {
+            assert_eq!(Sizes::on(&options, found, || disk).wal.segment_bytes, small);
+            let given = OutboxOptions { segment_bytes: 1 << 20, max_message_bytes: 1_000, ..options.clone() };
+            assert_eq!(Sizes::on(&given, found, || disk).wal.segment_bytes, 1 << 20, "what is given counts");
+            let tool = OutboxOptions { as_found: true, ..options.clone() };
+            let sizes = Sizes::on(&tool, found, || disk);
+            assert_eq!((sizes.wal.segment_bytes, sizes.wal.record_bytes), (small, small / 4));
+            assert_eq!((sizes.dead.segment_bytes, sizes.dead.record_bytes), (12 << 20, 3 << 20));
+        }
+    }
+
+    /// Segments of dead letters had four times the message, and so no room for the reason beside the largest: it could not be
+    /// buried, and held its lane for ever.
+    #[test]
+    fn whatever_message_is_taken_can_be_buried() {
+        for (segment_bytes, max_message_bytes) in [(64 << 10, 8 << 10), (1 << 20, 200 << 10), (1 << 30, 200 << 20)] {
+            let options = OutboxOptions { segment_bytes, max_message_bytes, ..OutboxOptions::new("nowhere") };
+            for max_bytes in [Some(u64::from(segment_bytes) * 4), None] {
+                let options = OutboxOptions { max_bytes, ..options.clone() };
+                let Sizes { wal, dead } = Sizes::on(&options, Lengths::default(), || 1 << 40);
+                assert!(wal.record_bytes as usize >= max_message_bytes + 4096, "{wal:?}");
+                assert!(dead.record_bytes >= wal.record_bytes + MAX_REASON as u32, "{dead:?}");
+                assert!(dead.record_bytes <= dead.segment_bytes / 4 && dead.segment_bytes <= MAX_SEGMENT, "{dead:?}");
+            }
+        }
+    }
+
+    /// A segment has a list of all others: there was no bound to it, and with many small ones no room for anything else.
+    #[test]
+    fn there_are_no_more_segments_than_one_has_a_list_of() {
+        let options = OutboxOptions {
+            segment_bytes: 64 << 10,
+            max_message_bytes: 8 << 10,
+            max_bytes: Some(16 << 30),
+            ..OutboxOptions::new("nowhere")
+        };
+        assert_eq!(Sizes::on(&options, Lengths::default(), || 0).wal.segments, 512);
     }
 }

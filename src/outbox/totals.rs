@@ -28,6 +28,8 @@ struct Total {
 #[derive(Debug, Default)]
 pub struct Totals {
     routes: HashMap<Route, Total>,
+    /// The last LSN that was stored.
+    last: Lsn,
 }
 
 impl Totals {
@@ -41,11 +43,12 @@ impl Totals {
                 (route.clone(), total)
             })
             .collect();
-        Self { routes }
+        Self { routes, last: 0 }
     }
 
     /// A message was stored at `now` (milliseconds since 1970).
     pub fn stored(&mut self, route: &Route, lsn: Lsn, bytes: u64, now: i64) {
+        self.last = self.last.max(lsn);
         let total = match self.routes.get_mut(route) {
             Some(total) => total,
             None => self.routes.entry(route.clone()).or_default(),
@@ -74,6 +77,11 @@ impl Totals {
         if total.count == 0 {
             self.routes.remove(route);
         }
+    }
+
+    /// The last LSN that was stored since the opening; 0 without one.
+    pub fn last(&self) -> Lsn {
+        self.last
     }
 
     /// Nothing is pending any more: forgets what damaged messages, whose route nobody knows, left in the counts.

@@ -105,6 +105,8 @@ impl CatchUp {
                     Ok(None) => {
                         outbox.ledger().unpark(row);
                     }
+                    // The log's own order comes across what is damaged, and sets it aside.
+                    Err(ScanError::Damaged { .. }) => return Err(CatchUpError::Ledger),
                     Err(error) => return Err(CatchUpError::Log(error)),
                 }
             },
@@ -136,7 +138,7 @@ impl CatchUp {
 /// Why a pass cannot go on.
 #[derive(Debug)]
 pub enum CatchUpError {
-    /// The ledger does not answer: pass by the log.
+    /// The ledger does not answer, or leads to what is damaged: pass by the log.
     Ledger,
     /// The log cannot be read now.
     Log(ScanError),

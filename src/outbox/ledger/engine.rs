@@ -73,6 +73,8 @@ struct Inner {
     forget: u64,
     /// Up to here they have been.
     forgotten: u64,
+    /// Further LSNs, from one on to below another, whose entries are to be removed.
+    holes: VecDeque<(u64, u64)>,
     life: u64,
     number: Option<u64>,
     opened: bool,
@@ -183,6 +185,16 @@ impl Engine {
         self.work.notify_one();
     }
 
+    /// The same of LSNs from one on to below another.
+    pub(super) fn forget_holes(&self, holes: impl IntoIterator<Item = (u64, u64)>) {
+        let mut inner = self.lock();
+        if !inner.off {
+            inner.holes.extend(holes);
+        }
+        drop(inner);
+        self.work.notify_one();
+    }
+
     pub(super) fn generation(&self) -> u64 {
         self.generation.load(Ordering::Acquire)
     }
@@ -257,6 +269,7 @@ impl Engine {
         inner.opened = false;
         // A new directory has no entries to remove.
         inner.forgotten = inner.forget;
+        inner.holes.clear();
         self.given_up.fetch_add(1, Ordering::AcqRel);
         self.generation.fetch_add(1, Ordering::AcqRel);
         strikes

@@ -127,6 +127,12 @@ impl Ledger {
         self.handle.engine.forget(below_lsn);
     }
 
+    /// The same of LSNs from one on to below another, further up: told once, as segments are recycled behind one that is
+    /// still needed.
+    pub fn forget_holes(&self, holes: impl IntoIterator<Item = (u64, u64)>) {
+        self.handle.engine.forget_holes(holes);
+    }
+
     /// The newest entry at or before an LSN; `None` if there is none, or the ledger does not answer within the
     /// watchdog's time: the log can be searched without.
     pub fn seek(&self, lsn: u64) -> Option<(u64, EntryRow)> {

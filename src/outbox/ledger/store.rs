@@ -38,6 +38,9 @@ const CLOSED: &str = "outlast-closed";
 /// that wrote a million rows had 166 MB resident, with them 70 MB, in less time (a cache of 3 MiB, one run each).
 const COLLECT_READS: usize = 128;
 
+/// Entries written by one process and not removed, at most: what 64 GiB of log have. Beyond that a seek reads more.
+const MAX_ENTRIES: u64 = 1 << 20;
+
 /// Rows removed by one call: few, for the same reason as the batches.
 const FORGET_ROWS: usize = 64;
 
@@ -129,6 +132,8 @@ pub struct Store {
     db: ManuallyDrop<sled::Db>,
     fresh: bool,
     batches: Cell<u64>,
+    /// Entries written and not removed.
+    entries: Cell<u64>,
     path: PathBuf,
 }
 
@@ -153,7 +158,8 @@ impl Store {
             None if db.is_empty() => None,
             None => return Err(StoreError::NoFormat),
         };
-        let store = Self { db, fresh: found.is_none(), batches: Cell::new(found.unwrap_or(0)), path: path.into() };
+        let (fresh, batches) = (found.is_none(), Cell::new(found.unwrap_or(0)));
+        let store = Self { db, fresh, batches, entries: Cell::new(0), path: path.into() };
         store.check_closed()?;
         if store.fresh {
             store.write(sled::Batch::default())?;
@@ -198,7 +204,12 @@ impl Store {
         let mut batch = sled::Batch::default();
         for change in changes {
             match change {
-                Change::Entry(first_lsn, row) => batch.insert(&entry_key(*first_lsn)[..], &row.encode()[..]),
+                Change::Entry(first_lsn, row) => {
+                    let key = entry_key(*first_lsn);
+                    if self.has_room_for_entry(&key)? {
+                        batch.insert(&key[..], &row.encode()[..]);
+                    }
+                }
                 Change::Park(key, row) => batch.insert(&key.encode()[..], &row.encode()[..]),
                 Change::Unpark(key) => batch.remove(&key.encode()[..]),
                 Change::SetLane(key, row) => batch.insert(&key.encode()[..], row.encode()),
@@ -206,6 +217,16 @@ impl Store {
             }
         }
         self.write(batch)
+    }
+
+    /// Counts an entry, if there may be one more.
+    fn has_room_for_entry(&self, key: &[u8]) -> Result<bool, StoreError> {
+        let entries = self.entries.get();
+        let replaces = self.db.contains_key(key)?;
+        if !replaces && entries < MAX_ENTRIES {
+            self.entries.set(entries + 1);
+        }
+        Ok(replaces || entries < MAX_ENTRIES)
     }
 
     /// The newest entry at or before an LSN, of those from `floor` on.
@@ -218,15 +239,19 @@ impl Store {
         Ok(Some((decode_entry_key(&key)?, EntryRow::decode(&value)?)))
     }
 
-    /// Removes entries of LSNs below; says whether there may be more.
-    pub fn forget(&self, below: u64) -> Result<bool, StoreError> {
+    /// Removes entries of LSNs from one on to below another; says whether there may be more.
+    pub fn forget(&self, from: u64, below: u64) -> Result<bool, StoreError> {
+        if from >= below {
+            return Ok(false);
+        }
         let mut batch = sled::Batch::default();
         let mut rows = 0;
-        for row in self.db.range(entry_key(0)..entry_key(below)).take(FORGET_ROWS) {
+        for row in self.db.range(entry_key(from)..entry_key(below)).take(FORGET_ROWS) {
             batch.remove(row?.0);
             rows += 1;
         }
         self.write(batch)?;
+        self.entries.set(self.entries.get().saturating_sub(rows as u64));
         Ok(rows == FORGET_ROWS)
     }
 

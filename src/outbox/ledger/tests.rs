@@ -509,7 +509,7 @@ fn entries_of_recycled_segments_are_not_found_even_before_they_are_removed() {
     store.apply(&entries).expect("applied");
     let seek = |lsn, floor| store.seek(lsn, floor).expect("read").map(|(lsn, _)| lsn);
     assert_eq!((seek(45, 0), seek(45, 40), seek(45, 41), seek(45, 46)), (Some(40), Some(40), None, None));
-    assert!(!store.forget(40).expect("removed"));
+    assert!(!store.forget(0, 40).expect("removed"));
     assert_eq!((seek(39, 0), seek(45, 0)), (None, Some(40)));
     store.close().expect("closed");
 }

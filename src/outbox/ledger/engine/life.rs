@@ -22,6 +22,7 @@ struct Work {
     changes: Vec<Change>,
     query: Option<Query>,
     forget: Option<u64>,
+    hole: Option<(u64, u64)>,
     close: bool,
 }
 
@@ -94,13 +95,14 @@ impl Engine {
     /// Waits for work; `None` if the life is over.
     fn next_work(&self, life: u64) -> Option<Work> {
         let idle = |inner: &mut Inner| {
-            inner.life == life && inner.queue.is_empty() && inner.forget <= inner.forgotten && !inner.closing
+            let forgets = inner.forget > inner.forgotten || !inner.holes.is_empty();
+            inner.life == life && inner.queue.is_empty() && !forgets && !inner.closing
         };
         let mut inner = self.work.wait_while(self.lock(), idle).unwrap_or_else(PoisonError::into_inner);
         if inner.life != life {
             return None;
         }
-        let mut work = Work { changes: Vec::new(), query: None, forget: None, close: false };
+        let mut work = Work { changes: Vec::new(), query: None, forget: None, hole: None, close: false };
         while work.changes.len() < BATCH && work.query.is_none() {
             match inner.queue.pop_front() {
                 Some(Job::Change(change)) => work.changes.push(change),
@@ -110,6 +112,7 @@ impl Engine {
         }
         inner.rows -= work.changes.len();
         work.forget = (inner.forget > inner.forgotten).then_some(inner.forget);
+        work.hole = inner.holes.front().copied();
         work.close = inner.closing && inner.queue.is_empty();
         Some(work)
     }
@@ -133,10 +136,17 @@ impl Engine {
             }
         }
         if let Some(below) = work.forget {
-            let more = self.call(life, "forget", || store.forget(below))?;
+            let more = self.call(life, "forget", || store.forget(0, below))?;
             let mut inner = self.lock();
             if !more && inner.life == life {
                 inner.forgotten = below;
+            }
+        }
+        if let Some((from, below)) = work.hole {
+            let more = self.call(life, "forget", || store.forget(from, below))?;
+            let mut inner = self.lock();
+            if !more && inner.life == life {
+                inner.holes.pop_front();
             }
         }
         Ok(())
