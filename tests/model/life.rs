@@ -83,9 +83,12 @@ impl Life {
         ledger: Ledger,
     ) -> Result<Self, WalError> {
         let steppers = Steppers::default();
-        let options = options(*directory.id(), limits, clock, &steppers, salts);
+        let wal = options(*directory.id(), limits, clock, &steppers, salts);
+        // A dead letter has room for whatever message the log takes, and its reason.
+        let dead =
+            Options { record_bytes: 2 * wal.record_bytes, ..wal.clone().with_segment_bytes(2 * wal.segment_bytes) };
         let (outbox, opened) =
-            Outbox::open_stepped(Arc::clone(directory), Arc::new(storage.clone()), options.clone(), options, ledger)?;
+            Outbox::open_stepped(Arc::clone(directory), Arc::new(storage.clone()), wal, dead, ledger)?;
         *lock(&steppers) = Some(opened);
         let ledger = !matches!(outbox.ledger().health().state, LedgerState::Off { .. });
         Ok(Self {
@@ -227,7 +230,7 @@ fn options(outbox: [u8; 16], limits: &Limits, clock: &Clock, steppers: &Steppers
     let base = Options::new(outbox, 0xfeed).with_segment_bytes(limits.segment_bytes);
     let now = clock.clone();
     Options {
-        frame_bytes: limits.frame_bytes,
+        frame_bytes: limits.frame_bytes.min(base.frame_bytes),
         max_segments: limits.max_segments,
         max_ranges: limits.max_ranges.min(base.max_ranges),
         tail_bytes: limits.tail_bytes,

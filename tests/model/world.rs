@@ -43,6 +43,8 @@ pub struct World<'a> {
     faults: Arc<Mutex<Faults>>,
     clock: Clock,
     dice: fastrand::Rng,
+    /// Where segments have another length in each life: draws it.
+    lengths: Option<fastrand::Rng>,
     life: Option<Life>,
     /// Space that was kept for settlements may be gone: something failed in some life; an operator requeued, who has
     /// nothing reserved; or a process began on a full disk, and took the segment that was kept.
@@ -66,6 +68,8 @@ impl<'a> World<'a> {
             faults: Arc::default(),
             clock: Clock::default(),
             dice,
+            // Drawn apart, so that a case is otherwise the same.
+            lengths: case.dice.is_multiple_of(4).then(|| fastrand::Rng::with_seed(case.dice / 4)),
             life: None,
             unreserved: false,
             limited: false,
@@ -390,6 +394,12 @@ impl<'a> World<'a> {
 
     fn open(&mut self) -> Result<Life, WalError> {
         let salts = self.dice.fork();
+        if let Some(lengths) = &mut self.lengths {
+            let bytes = [32 << 10, 64 << 10][lengths.usize(..2)];
+            // What was promised or kept for settlements may be too short now, and not grow on a full disk.
+            self.unreserved |= bytes > self.limits.segment_bytes && self.limited;
+            self.limits.segment_bytes = bytes;
+        }
         Life::begin(self.directory, &self.storage, &self.limits, &self.clock, salts, (self.ledger)())
     }
 
