@@ -152,8 +152,8 @@ impl Pass {
         let index = partition.and_then(|partition| usize::try_from(partition).ok());
         self.aside.partitions.extend(partition);
         self.aside.lanes.extend(handover.message.lane);
-        let stalled = index.and_then(|index| state.shares.get(index)).is_some_and(|share| share.is_stalled(now));
-        if let Some(partition) = partition.filter(|_| stalled) {
+        let stuck = index.and_then(|index| state.shares.get(index)).is_some_and(|share| share.is_stuck(now));
+        if let Some(partition) = partition.filter(|_| stuck) {
             let failure = no_room(&handover.message, partition, full(state.is_led(partition)));
             self.judged(handover, Arc::new(failure));
         } else {

@@ -9,6 +9,9 @@ use crate::config::{PARTITION_BYTES as BYTES, PARTITION_MESSAGES as MESSAGES};
 /// Without a report for so long while something is owned, messages without a key go elsewhere, and the cluster is
 /// asked who leads the partition.
 pub(super) const STALLED: Duration = Duration::from_secs(2);
+/// After so long what waits for room on the partition is handed back. Longer than the first message of an instance takes on
+/// a long link, connections included, and longer than first attempts wait.
+const STUCK: Duration = Duration::from_secs(10);
 /// For how long an acknowledgement proves that the broker knows the producer: it forgets one that is silent for
 /// `producer.id.expiration.ms` (a day), or whose last batch its retention deleted.
 const PROOF_HOLDS: Duration = Duration::from_secs(3_600);
@@ -63,8 +66,17 @@ impl Share {
 
     /// Whether something is owned and nothing was reported on for long.
     pub(super) fn is_stalled(&self, now: Instant) -> bool {
+        self.has_rested(STALLED, now)
+    }
+
+    /// The same, for so long that nobody should wait.
+    pub(super) fn is_stuck(&self, now: Instant) -> bool {
+        self.has_rested(STUCK, now)
+    }
+
+    fn has_rested(&self, time: Duration, now: Instant) -> bool {
         self.messages.load(Ordering::Relaxed) > 0
-            && millis(now).saturating_sub(self.moved_at.load(Ordering::Relaxed)) >= as_millis(STALLED)
+            && millis(now).saturating_sub(self.moved_at.load(Ordering::Relaxed)) >= as_millis(time)
     }
 
     /// Whether nothing is owned.
@@ -126,6 +138,7 @@ mod tests {
         share.enter(10, false, now);
         assert!(!share.awaits_proof(1, now) && !share.is_empty());
         assert!(share.is_stalled(now + STALLED) && !share.is_stalled(now));
+        assert!(share.is_stuck(now + STUCK) && !share.is_stuck(now + STALLED));
     }
 
     #[test]
