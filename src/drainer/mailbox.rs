@@ -53,6 +53,8 @@ pub enum Mail {
         route: Route,
         /// The partition.
         partition: Option<i32>,
+        /// The lane.
+        lane: Option<Lane>,
     },
     /// The broker can be reached, or not.
     Available(Availability),

@@ -118,9 +118,15 @@ impl Window {
         self.drained
     }
 
-    /// Messages owned of one partition, and their bytes.
-    pub fn of_partition(&self, route: u64, partition: i32) -> (usize, usize) {
-        self.partitions.get(&(route, partition)).map_or((0, 0), |share| (share.messages, share.bytes))
+    /// Messages owned of one partition.
+    pub fn of_partition(&self, route: u64, partition: i32) -> usize {
+        self.partitions.get(&(route, partition)).map_or(0, |share| share.messages)
+    }
+
+    /// Messages owned of some partitions, and their bytes.
+    pub fn of_partitions(&self, which: impl Fn(u64, i32) -> bool) -> (usize, usize) {
+        let chosen = self.partitions.iter().filter(|((route, partition), _)| which(*route, *partition));
+        chosen.fold((0, 0), |sum, (_, share)| (sum.0 + share.messages, sum.1 + share.bytes))
     }
 }
 

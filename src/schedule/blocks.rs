@@ -227,12 +227,15 @@ impl Blocks {
         self.due.range((Bound::Excluded((now, last)), Bound::Unbounded)).next().map(|(at, _)| *at)
     }
 
-    /// Partitions that are blocked, with their routes.
-    pub fn partitions(&self) -> impl Iterator<Item = (u64, i32)> {
-        self.wide.iter().filter_map(|key| match *key {
-            BlockKey::Partition(route, partition) => Some((route, partition)),
-            BlockKey::Transport | BlockKey::Route(_) | BlockKey::Lane(..) => None,
-        })
+    /// Whether what the transport owns of a partition may be stuck there: it, or its route, is blocked and does not
+    /// catch up yet.
+    pub fn is_stuck(&self, route: u64, partition: i32) -> bool {
+        self.is_waiting(BlockKey::Route(route)) || self.is_waiting(BlockKey::Partition(route, partition))
+    }
+
+    /// Whether any route or partition is blocked.
+    pub fn has_wide(&self) -> bool {
+        !self.wide.is_empty()
     }
 
     /// A block whose messages may be delivered.

@@ -174,14 +174,12 @@ impl Dispatcher {
 
     /// Messages that the transport owns of one partition.
     pub fn owned_of_partition(&self, route: u64, partition: i32) -> usize {
-        lock(&self.window).of_partition(route, partition).0
+        lock(&self.window).of_partition(route, partition)
     }
 
-    /// Messages that the transport owns of these partitions, and whether they are more than half of what it may own.
-    pub fn owned_of_partitions(&self, partitions: impl Iterator<Item = (u64, i32)>) -> (usize, bool) {
-        let window = lock(&self.window);
-        let owned = partitions.map(|(route, partition)| window.of_partition(route, partition));
-        let (messages, bytes) = owned.fold((0, 0), |sum, owned| (sum.0 + owned.0, sum.1 + owned.1));
+    /// Messages that the transport owns of some partitions, and whether they are more than half of what it may own.
+    pub fn owned_of_partitions(&self, which: impl Fn(u64, i32) -> bool) -> (usize, bool) {
+        let (messages, bytes) = lock(&self.window).of_partitions(which);
         (messages, messages > self.limits.messages / 2 || bytes > self.limits.bytes / 2)
     }
 

@@ -124,11 +124,11 @@ impl Dispatcher {
                 if !late {
                     continue;
                 }
-                // All that was sent before it is late, too, and so comes before it here.
-                self.append(&mut slot, &entry);
+                // Most of what was sent before it is late, too, and was stored just now.
+                self.store(&mut slot, &entry);
                 if owned && now.is_some() {
                     let route = entry.message.route.clone();
-                    self.mailbox.post(Mail::Late { route, partition });
+                    self.mailbox.post(Mail::Late { route, partition, lane: entry.lane() });
                 }
             }
         }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::Drain;
 use crate::clock;
-use crate::message::Route;
+use crate::message::{Lane, Outgoing, Route};
 use crate::wal::Lsn;
 
 /// How often a transport is asked to hand everything back, at most: what it owned takes its time to be reported.
@@ -19,6 +19,7 @@ const LOOK: Duration = Duration::from_millis(100);
 
 struct HandedOver {
     route: Route,
+    lane: Option<Lane>,
     lsn: Lsn,
     since: Instant,
 }
@@ -32,8 +33,8 @@ pub(super) struct Watch {
 
 impl Watch {
     /// A message was handed over. The first of its partition is watched, until that was reported on.
-    pub fn handed_over(&mut self, partition: (u64, i32), route: &Route, lsn: Lsn, now: Instant) {
-        let handed_over = || HandedOver { route: route.clone(), lsn, since: now };
+    pub fn handed_over(&mut self, partition: (u64, i32), message: &Outgoing, lsn: Lsn, now: Instant) {
+        let handed_over = || HandedOver { route: message.route.clone(), lane: message.lane, lsn, since: now };
         self.partitions.entry(partition).or_insert_with(handed_over);
     }
 
@@ -49,11 +50,12 @@ impl Drain {
     /// Counts what blocked partitions own. Together they may own half the window; if it is more, the transport hands
     /// everything back, and each of them is tried with one message from then on.
     pub(super) fn free_the_window(&mut self, now: Instant) {
-        if self.blocks.is_empty() {
+        if !self.blocks.has_wide() {
             self.stuck = 0;
             return;
         }
-        let (messages, too_much) = self.dispatcher.owned_of_partitions(self.blocks.partitions());
+        let is_stuck = |route, partition| self.blocks.is_stuck(route, partition);
+        let (messages, too_much) = self.dispatcher.owned_of_partitions(is_stuck);
         self.stuck = messages;
         let lately = self.handed_back.is_some_and(|at| now.duration_since(at) < HAND_BACK);
         if too_much && !lately {
@@ -78,9 +80,9 @@ impl Drain {
         watch.partitions.retain(|_, watched| dispatcher.is_owned(watched.lsn));
         // Watched again with the next hand-over: there is one when the block is lifted.
         let late = watch.partitions.extract_if(|_, watched| clock::after(watched.since, late_after) <= now);
-        let late: Vec<_> = late.map(|((_, partition), watched)| (watched.route, partition)).collect();
-        for (route, partition) in late {
-            self.late(&route, Some(partition), now);
+        let late: Vec<_> = late.map(|((_, partition), watched)| (watched, partition)).collect();
+        for (watched, partition) in late {
+            self.late(&watched.route, Some(partition), watched.lane, now);
         }
     }
 }

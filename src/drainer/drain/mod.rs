@@ -313,7 +313,7 @@ impl Drain {
         match attempt {
             Attempt::Owned(partition) => {
                 if let Some(partition) = partition {
-                    self.watch.handed_over(partition, &again.message.route, again.lsn, now);
+                    self.watch.handed_over(partition, &again.message, again.lsn, now);
                 }
                 Ok(())
             }

@@ -26,7 +26,7 @@ impl Drain {
             Mail::FirstFailed { route, partition, lane, failure } => {
                 self.first_failed(&route, partition, lane, &failure, now);
             }
-            Mail::Late { route, partition } => self.late(&route, partition, now),
+            Mail::Late { route, partition, lane } => self.late(&route, partition, lane, now),
             Mail::Available(availability) => self.available(availability, now),
             Mail::RouteUp(route) => self.blocks.hurry(route, now),
             Mail::Buried { lsn, entry, reason, error } => self.buried(lsn, &entry, reason, error, now),
@@ -146,10 +146,10 @@ impl Drain {
         self.block(key, route, failure, failure.class == Class::Permanent, false, now);
     }
 
-    pub(super) fn late(&mut self, route: &Route, partition: Option<i32>, now: Instant) {
+    pub(super) fn late(&mut self, route: &Route, partition: Option<i32>, lane: Option<Lane>, now: Instant) {
         let scope = partition.map_or(Scope::Transport, Scope::Partition);
         let failure = Arc::new(Failure::new(Class::Transient, scope, "no acknowledgement within the deadline"));
-        let key = self.key_of(scope, route, partition, Lane(0));
+        let key = self.key_of(scope, route, partition, lane.unwrap_or(Lane(0)));
         if self.blocks.get(key).is_none() {
             self.block(key, route, &failure, false, false, now);
         }
@@ -181,9 +181,12 @@ impl Drain {
         self.view_changed = true;
     }
 
+    /// What a failure blocks. A lane that is the whole route's is spread over its partitions: blocked with one of them
+    /// alone, its messages on the others would overtake.
     fn key_of(&self, scope: Scope, route: &Route, partition: Option<i32>, lane: Lane) -> BlockKey {
         let hash = route_hash(route);
         match (scope, partition) {
+            (Scope::Partition(_), _) if lane == Lane::of(route, None) => BlockKey::Route(hash),
             (Scope::Transport, _) => BlockKey::Transport,
             (Scope::Route, _) => BlockKey::Route(hash),
             (Scope::Partition(partition), _) => BlockKey::Partition(hash, partition),
