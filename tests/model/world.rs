@@ -55,6 +55,16 @@ pub struct World<'a> {
     pub seen: Seen,
 }
 
+/// The last life holds on to its own threads' work, and with it to the whole disk: a million seeds would not fit into memory.
+impl Drop for World<'_> {
+    fn drop(&mut self) {
+        if let Some(life) = self.life.take() {
+            self.storage.stop();
+            life.end();
+        }
+    }
+}
+
 impl<'a> World<'a> {
     pub fn new(directory: &'a Arc<Directory>, ledger: &'a dyn Fn() -> Ledger, case: &Case) -> Self {
         let mut dice = fastrand::Rng::with_seed(case.dice);
