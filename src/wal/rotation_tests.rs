@@ -48,6 +48,24 @@ fn settlements_larger_than_what_is_left_of_a_segment_move_on_to_the_next() {
     assert_eq!((rig.recovered.damage.len(), rig.wal.state().ranges), (0, 299));
 }
 
+/// The same with one route, whose name alone is longer than the room that is left.
+#[test]
+fn a_settlement_of_one_route_with_a_long_name_moves_on_to_the_next_segment() {
+    let storage = ModelStorage::new(1);
+    let mut rig = Rig::new(&storage, options());
+    let name = "n".repeat(7_000);
+    let lsn = rig.append_to(&name, 10);
+    rig.run();
+    assert_eq!(rig.accepted(), [lsn]);
+    for _ in 0..40 {
+        rig.append(10);
+        rig.run();
+        rig.settle_on(&name, lsn, lsn);
+        rig.sync().expect("it is written");
+    }
+    assert_eq!((rig.wal.unlogged_settlements(), rig.wal.state().settled_prefix), (0, 1));
+}
+
 /// What a settlement takes off the routes is written with LSNs of its own, so that it is not taken off twice where the
 /// settlement is logged once more.
 #[test]
