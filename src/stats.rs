@@ -80,6 +80,7 @@ pub struct BlockedStats {
     #[serde(serialize_with = "class_name")]
     pub class: Class,
     /// When it failed first.
+    #[serde(serialize_with = "humantime_serde::serialize")]
     pub since: SystemTime,
     /// Messages that were passed over because of it; more may come behind them.
     pub waiting: u64,
@@ -104,6 +105,7 @@ pub struct RouteStats {
     /// Their bytes.
     pub pending_bytes: u64,
     /// When the oldest of them was stored, to the second.
+    #[serde(serialize_with = "humantime_serde::option::serialize")]
     pub oldest: Option<SystemTime>,
     /// Why they wait, where something failed.
     pub blocked: Option<BlockedStats>,
@@ -122,6 +124,7 @@ pub struct TransportStats {
     /// Why not.
     pub reason: Option<String>,
     /// Since when not.
+    #[serde(serialize_with = "humantime_serde::option::serialize")]
     pub since: Option<SystemTime>,
     /// Messages it owns now.
     pub in_flight: usize,
@@ -138,6 +141,7 @@ pub struct Stats {
     /// Their bytes.
     pub pending_bytes: u64,
     /// When the oldest of them was stored, to the second.
+    #[serde(serialize_with = "humantime_serde::option::serialize")]
     pub oldest: Option<SystemTime>,
     /// Hand-overs to a broker's client.
     pub attempts: u64,

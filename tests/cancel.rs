@@ -107,7 +107,12 @@ fn dropped_before_the_broker_fails_it_is_stored_and_delivered() {
 #[cfg(feature = "planted")]
 #[test]
 fn planted_drop_with_future_is_caught() {
-    shows::assert_caught("dropped_before_the_broker_fails_it_is_stored_and_delivered", "drop-with-future", 1);
+    shows::assert_caught(
+        "dropped_before_the_broker_fails_it_is_stored_and_delivered",
+        "drop-with-future",
+        1,
+        &["right: [0, 1, 2, 3, 4, 5]"],
+    );
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! A broker that fails in every way it knows, at random, under several senders, through restarts: what `send`
 //! returned `Ok` for arrives or is dead, per key in order, and twice only where a reply was lost.
 //!
-//! Three seeds that are always the same, so that a red run is about the change; `CHAOS_SEED=n` begins with another one
-//! (and repeats it, as far as threads allow), `CHAOS_SEEDS=n` makes that many.
+//! Three seeds that are always the same, so that a red run is about the change; `OUTLAST_TEST_SEED=n` begins with another
+//! one (and repeats it, as far as threads allow), `OUTLAST_TEST_ROUNDS=n` makes that many.
 
 #![cfg(feature = "testing")]
 
@@ -505,9 +505,7 @@ fn notes_of(notes: &Notes, lane: &str, number: u64) -> Option<Sent> {
 
 #[test]
 fn what_was_accepted_arrives_in_order_whatever_the_broker_does() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let first = number("CHAOS_SEED").unwrap_or(3_000);
-    let count = number("CHAOS_SEEDS").unwrap_or(3);
+    let (first, count) = (shows::setting("OUTLAST_TEST_SEED", 3_000), shows::setting("OUTLAST_TEST_ROUNDS", 3));
     if std::env::var("CHAOS_LOG").is_ok() {
         tracing_subscriber::fmt()
             .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
@@ -516,7 +514,7 @@ fn what_was_accepted_arrives_in_order_whatever_the_broker_does() {
     }
     for seed in first..first + count {
         let plan = Plan::draw(seed);
-        println!("CHAOS_SEED={seed} {plan:?}");
+        println!("OUTLAST_TEST_SEED={seed} {plan:?}");
         let done = Arc::new(AtomicBool::new(false));
         let watched = Arc::clone(&done);
         std::thread::spawn(move || {
@@ -538,5 +536,10 @@ fn what_was_accepted_arrives_in_order_whatever_the_broker_does() {
 #[cfg(feature = "planted")]
 #[test]
 fn planted_lose_gate_is_caught() {
-    shows::assert_caught("what_was_accepted_arrives_in_order_whatever_the_broker_does", "lose-gate", 1);
+    shows::assert_caught(
+        "what_was_accepted_arrives_in_order_whatever_the_broker_does",
+        "lose-gate",
+        1,
+        &["arrived after"],
+    );
 }

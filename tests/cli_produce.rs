@@ -44,7 +44,6 @@ fn bytes_arrive_unchanged_whatever_they_are() {
     for mode in ["direct", "write-ahead"] {
         for (input, expected) in &inputs {
             let dir = tempfile::tempdir().unwrap();
-            // Blank lines have no first field: they have no key, and no order; one partition of `key:none` has.
             let (topic, url) = topic("bytes");
             let output = produce(&url, dir.path(), &["--mode", mode], input);
             assert_eq!(output.code, Some(0), "{output:?}");

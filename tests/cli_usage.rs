@@ -24,26 +24,29 @@ fn produce(url: &str, outbox: &Path, more: &[&str], input: &[u8]) -> common::Out
 fn a_wrong_url_is_a_usage_error_that_names_the_part_and_touches_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let outbox = dir.path().join("outbox");
-    for (url, part) in [
-        ("orders", "scheme"),
-        ("ftp://127.0.0.1:21/orders", "ftp"),
-        ("kafka://127.0.0.1:9092", "TOPIC"),
-        ("kafka://127.0.0.1:9092/", "TOPIC"),
-        ("kafka://127.0.0.1:99999/orders", "99999"),
-        ("kafka://127.0.0.1:x/orders", "port"),
-        ("kafka:///orders", "host"),
-        ("kafka://127.0.0.1:9092/orders?no.such.option=1", "no.such.option"),
-        ("kafka://127.0.0.1:9092/orders?linger.ms=soon", "linger.ms"),
-        ("kafka://127.0.0.1:9092/orders?acks=0", "acks"),
-        ("redis://127.0.0.1:6379", "stream"),
-        ("redis://127.0.0.1:6379?stream=", "stream"),
-        ("redis://127.0.0.1:99999?stream=orders", "99999"),
-        ("redis://127.0.0.1:6379/x?stream=orders", "x"),
-        ("redis://127.0.0.1:6379?stream=orders&colour=red", "colour"),
+    for (url, part, form) in [
+        ("orders", "scheme", "kafka://host:port/TOPIC"),
+        ("ftp://127.0.0.1:21/orders", "scheme: `ftp`", "redis://host:port?stream=NAME"),
+        ("kafka://127.0.0.1:9092", "topic", "kafka://host:port/TOPIC"),
+        ("kafka://127.0.0.1:9092/", "topic", "kafka://host:port/TOPIC"),
+        ("kafka://127.0.0.1:99999/orders", "port: `99999`", "from 1 to 65535"),
+        ("kafka://127.0.0.1:x/orders", "port: `x`", "kafka://host:port"),
+        ("kafka:///orders", "host", "kafka://host:port"),
+        ("kafka://127.0.0.1:9092/orders?no.such.option=1", "no.such.option", "librdkafka's configuration properties"),
+        // librdkafka's own words, which say no more.
+        ("kafka://127.0.0.1:9092/orders?linger.ms=soon", "linger.ms", "Invalid value"),
+        ("kafka://127.0.0.1:9092/orders?acks=0", "acks", "acks=all"),
+        ("redis://127.0.0.1:6379", "stream", "redis://host:port?stream=NAME"),
+        ("redis://127.0.0.1:6379?stream=", "stream", "redis://host:port?stream=NAME"),
+        ("redis://127.0.0.1:99999?stream=orders", "port: `99999`", "redis://host:port"),
+        ("redis://127.0.0.1:6379/x?stream=orders", "database: `x`", "?stream="),
+        ("redis://127.0.0.1:6379?stream=orders&colour=red", "colour", "no option of a Redis URL"),
     ] {
         let output = produce(url, &outbox, &[], b"a line\n");
         assert_eq!(output.code, Some(2), "{url}: {output:?}");
-        assert!(output.stderr.contains(part), "{url} should name {part:?}: {}", output.stderr);
+        for words in [part, form] {
+            assert!(output.stderr.contains(words), "{url} should say {words:?}: {}", output.stderr);
+        }
         assert!(!outbox.exists(), "{url}: the outbox was touched");
     }
 }
@@ -52,21 +55,25 @@ fn a_wrong_url_is_a_usage_error_that_names_the_part_and_touches_nothing() {
 fn wrong_flags_are_usage_errors() {
     let dir = tempfile::tempdir().unwrap();
     let outbox = dir.path().join("outbox");
-    for more in [
-        &["--key", "first"][..],
-        &["--key", "field:0"],
-        &["--key", "json:/a"],
-        &["--format", "xml"],
-        &["--mode", "exactly-once"],
-        &["--from-line", "0"],
-        &["--window", "0"],
-        &["--drain-timeout", "soon"],
-        &["--password-file", "/nonexistent/password"],
-        &["/nonexistent/input"],
-        &["--resume"],
+    for (more, form) in [
+        (&["--key", "first"][..], "none, field:N or json:/POINTER"),
+        (&["--key", "field:0"], "field:1"),
+        (&["--key", "json:/a"], "--format json"),
+        (&["--format", "xml"], "lines, json"),
+        (&["--mode", "exactly-once"], "direct, write-ahead"),
+        (&["--from-line", "0"], "1.."),
+        (&["--window", "0"], "1..=1000000"),
+        (&["--drain-timeout", "soon"], "expected number"),
+        (&["--password-file", "/nonexistent/password"], "No such file"),
+        (&["/nonexistent/input"], "No such file"),
+        (&["--resume"], "Usage: outlast produce --to <URL>"),
     ] {
-        let output = produce(NOBODY, &outbox, more, b"a line\n");
+        let words = ["produce", "--to", NOBODY, "--outbox", outbox.to_str().unwrap()];
+        let output = run(&[&words[..], more].concat(), b"a line\n");
         assert_eq!(output.code, Some(2), "{more:?}: {output:?}");
+        for words in [more[0], form] {
+            assert!(output.stderr.contains(words), "{more:?} should say {words:?}: {}", output.stderr);
+        }
         assert!(!outbox.exists(), "{more:?}: the outbox was touched");
     }
 }

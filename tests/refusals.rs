@@ -29,6 +29,10 @@ fn refused(producer: &Producer, message: Message) -> SendError {
         (back.destination(), back.body(), back.headers()),
         (message.destination(), message.body(), message.headers())
     );
+    assert_eq!(
+        (back.key_bytes(), back.chosen_partition(), back.timestamp_millis()),
+        (message.key_bytes(), message.chosen_partition(), message.timestamp_millis())
+    );
     assert!(back.id().is_some(), "sending it again keeps the id");
     assert!(!error.possibly_delivered());
     error
@@ -38,13 +42,16 @@ fn refused(producer: &Producer, message: Message) -> SendError {
 fn a_message_that_cannot_be_sent_comes_back_with_its_id_and_a_reason() {
     let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
     let producer = builder(&dir, &broker).open_blocking().unwrap();
-    let large = refused(&producer, Message::to("orders").payload(vec![0; (64 << 10) + 1]));
+    let large = Message::to("orders").payload(vec![0; 64 << 10]).key("k").partition(0).timestamp(1_234);
+    let large = refused(&producer, large);
     assert_eq!((large.kind(), large.is_retryable()), (SendErrorKind::TooLarge, false));
     assert!(large.to_string().contains("65537") && large.to_string().contains("65536"), "{large}");
     let invalid = [
-        (Message::to(""), "topic"),
+        (Message::to("").key("k").partition(3), "topic"),
         (Message::to("orders").header("outlast-id", "x"), "outlast-id"),
+        (Message::to("orders").header("a", "1").null_header("outlast-id"), "outlast-id"),
         (Message::to("orders").header("", "x"), "name"),
+        (Message::to("orders").header("a", "1").null_header(""), "name"),
         (Message::to("orders").fields([("outlast-id", "x")]), "outlast-id"),
         (Message::to("orders").partition(-1), "partition"),
     ];
@@ -62,6 +69,20 @@ fn a_message_that_cannot_be_sent_comes_back_with_its_id_and_a_reason() {
     assert_eq!(unknown.kind(), SendErrorKind::UnknownTransport);
     assert!(unknown.to_string().contains("memory"), "it says what there is: {unknown}");
     assert_eq!(broker.delivered().len(), 0);
+    producer.blocking_close(LONG).unwrap();
+}
+
+/// Only a name that is empty, or ours, is illegal.
+#[test]
+fn every_other_header_name_arrives_as_it_is() {
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    let producer = builder(&dir, &broker).open_blocking().unwrap();
+    let names =
+        [" ", "two words", "Outlast-Id", "outlast-id ", "umläut", "a\0b", "line\nfeed", "h:a", &"n".repeat(1_000)];
+    let message = names.iter().fold(Message::to("orders"), |message, name| message.header(*name, "x"));
+    assert!(producer.blocking_send(message).unwrap().is_delivered());
+    let arrived: Vec<String> = broker.delivered()[0].headers.iter().map(|header| header.name.to_string()).collect();
+    assert_eq!(arrived, names);
     producer.blocking_close(LONG).unwrap();
 }
 
@@ -119,16 +140,37 @@ fn a_full_outbox_is_waited_for_then_refused_and_goes_on_when_space_returns() {
     assert!(begun.elapsed() >= Duration::from_millis(300), "it waits for space");
     // A waiting one whose future is dropped was never accepted.
     drop(producer.send(Message::to("orders").key("dropped").payload(vec![2; 32 << 10])));
-    let waiting = producer.send(Message::to("orders").key("waiting").payload(vec![3; 32 << 10]));
     broker.up();
-    let receipt = pollster_lite(waiting);
-    // It waited for less than its deadline only if the drain was quick; either way it is told.
-    if let Err(error) = &receipt {
-        assert_eq!(error.kind(), SendErrorKind::Full);
-    }
     producer.blocking_drained(LONG).unwrap();
     assert!(broker.delivered().iter().all(|one| one.key.as_deref() != Some(&b"dropped"[..])));
     assert!(producer.blocking_send(Message::to("orders").key("k").payload("again")).is_ok());
+    producer.blocking_close(LONG).unwrap();
+}
+
+#[test]
+fn a_send_that_waits_for_space_goes_through_when_space_returns() {
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    broker.down();
+    let producer = builder(&dir, &broker).space_wait(Duration::from_millis(100)).open_blocking().unwrap();
+    let stored = fill(&producer);
+    producer.blocking_close(Duration::ZERO).unwrap();
+    drop(producer);
+
+    // From here on nobody waits in vain.
+    let producer = builder(&dir, &broker).space_wait(LONG).open_blocking().unwrap();
+    let mut sends = Vec::new();
+    while producer.stats().waiting_for_space < 3 {
+        assert!(sends.len() < stored, "the outbox was full: {:?}", producer.stats());
+        sends.push(producer.send(Message::to("orders").key("k").payload(vec![3; 32 << 10])));
+    }
+    let waiting = sends.len();
+    broker.up();
+    for send in sends {
+        assert!(pollster_lite(send).is_ok(), "space returned before its deadline");
+    }
+    producer.blocking_drained(LONG).unwrap();
+    assert_eq!(producer.stats().waiting_for_space, 0);
+    assert_eq!(broker.delivered().len(), stored + waiting);
     producer.blocking_close(LONG).unwrap();
 }
 

@@ -90,5 +90,5 @@ fn a_delivery_reported_during_the_append_is_settled_after_the_sync() {
 #[test]
 fn planted_settle_before_sync_is_caught() {
     let test = "a_delivery_reported_during_the_append_is_settled_after_the_sync";
-    shows::assert_caught(test, "settle-before-sync", 1);
+    shows::assert_caught(test, "settle-before-sync", 1, &["is settled in a frame that knows of"]);
 }

@@ -89,6 +89,7 @@ pub struct RouteInspection {
     /// Their bytes of key, headers and payload.
     pub pending_bytes: u64,
     /// When the oldest was stored, roughly.
+    #[serde(serialize_with = "humantime_serde::option::serialize")]
     pub oldest: Option<SystemTime>,
 }
 
@@ -103,6 +104,7 @@ pub struct Inspection {
     /// Their bytes of key, headers and payload.
     pub pending_bytes: u64,
     /// When the oldest was stored, roughly.
+    #[serde(serialize_with = "humantime_serde::option::serialize")]
     pub oldest: Option<SystemTime>,
     /// By route.
     pub routes: Vec<RouteInspection>,

@@ -138,10 +138,7 @@ impl Producer {
     ///
     /// # Errors
     /// As `send_all`.
-    pub fn blocking_send_all(
-        &self,
-        messages: impl IntoIterator<Item = Message>,
-    ) -> Result<Vec<Receipt>, SendAllError> {
+    pub fn blocking_send_all(&self, messages: impl IntoIterator<Item = Message>) -> Result<Vec<Receipt>, SendAllError> {
         pollster::block_on(self.send_all(messages))
     }
 

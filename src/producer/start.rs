@@ -79,7 +79,8 @@ pub(super) fn start(core: &Arc<Core>) -> Result<(), OpenError> {
             core.config.max_message_bytes,
             move |availability| post(&news, Mail::Available(availability)),
             move |route: &Route| post(&routes, Mail::RouteUp(route_hash(route))),
-        );
+        )
+        .window_bytes(core.config.window_bytes);
         let name = &line.name;
         line.dispatcher.transport().start(monitor).map_err(|error| failed(format!("transport `{name}`: {error}")))?;
     }

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal};
+
 /// What a finished run of the program said.
 #[derive(Debug)]
 pub struct Output {
@@ -113,8 +115,17 @@ impl Child {
 
     /// SIGTERM.
     pub fn terminate(&self) {
-        let pid = i32::try_from(self.pid()).ok().and_then(rustix::process::Pid::from_raw).expect("a process id");
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("the child is alive");
+        self.signal(Signal::TERM);
+    }
+
+    /// SIGINT, as from Ctrl-C.
+    pub fn interrupt(&self) {
+        self.signal(Signal::INT);
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).expect("a process id");
+        rustix::process::kill_process(pid, signal).expect("the child is alive");
     }
 
     /// SIGKILL, and waits for the end.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use outlast::{ID_HEADER, MessageId};
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -52,6 +52,18 @@ pub fn create_topic_with(broker: &str, name: &str, partitions: i32, settings: &[
             })
         })
     });
+}
+
+/// Changes settings of a topic.
+pub fn change_topic(broker: &str, name: &str, settings: &[(&str, &str)]) {
+    let change = settings
+        .iter()
+        .fold(AlterConfig::new(ResourceSpecifier::Topic(name)), |change, (key, value)| change.set(key, value));
+    let admin: AdminClient<DefaultClientContext> = client(broker).create().expect("an admin client");
+    let options = AdminOptions::new().request_timeout(Some(LIMIT));
+    for result in wait_for(admin.alter_configs([&change], &options)).expect("the broker answers") {
+        result.unwrap_or_else(|(resource, code)| panic!("{resource:?} was not changed: {code}"));
+    }
 }
 
 /// Everything in a topic at the moment: partition by partition, by offset.

@@ -1,13 +1,13 @@
 //! One life of a process on an outbox, without threads: what its threads would do is done turn by turn, at times that
 //! the test decides.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use outlast::Outgoing;
-use outlast::internals::outbox::ledger::{EntryRow, Ledger, LedgerState};
+use outlast::internals::outbox::ledger::{EntryRow, Ledger, LedgerState, ParkedKey, ParkedRow, ParkedScope};
 use outlast::internals::outbox::{Directory, Outbox, Reservation};
 use outlast::internals::wal::{
     DeadLetter, Lsn, Mark, ModelStorage, Options, Place, ReadError, Stepper, StoredRecord, Turn, WalError,
@@ -19,6 +19,11 @@ use outlast::internals::outbox::Scanned;
 
 /// Turns that a wait may take, or a log that is left alone, before it counts as hanging.
 const PATIENCE: u32 = 3_000;
+
+/// The route under which messages are parked.
+const PARKED: u64 = 7;
+/// Rows that are looked at.
+const MOST_PARKED: usize = 10_000;
 
 /// How long a ledger may take to close.
 const LEDGER_GRACE: Duration = Duration::from_secs(10);
@@ -202,7 +207,8 @@ impl Life {
         }
     }
 
-    /// Where a frame lies, for the ledger, if there is one.
+    /// Where a frame lies, for the ledger, if there is one; and, as if the drainer passed over all of it, where its messages
+    /// are parked.
     fn note(&self, place: Place, bytes: u64, time: i64, records: &[StoredRecord]) {
         if !self.ledger {
             return;
@@ -212,6 +218,29 @@ impl Life {
             let row = EntryRow { segment: place.segment, offset: place.offset, count, bytes, time };
             self.outbox.ledger().entry(first.lsn, row);
         }
+        for record in records {
+            let Place { segment, offset, index } = record.place;
+            let row = ParkedRow { segment, offset, index, partition: -1 };
+            self.outbox.ledger().park(ParkedKey { route: PARKED, lane: 0, lsn: record.lsn }, row);
+        }
+    }
+
+    /// Where the ledger says that messages are parked: in this log, or in one of another history. Half of the rows of
+    /// messages that are not pending stay.
+    pub fn parked(&self, is_pending: impl Fn(Lsn) -> bool) -> HashMap<Lsn, Place> {
+        if !self.ledger {
+            return HashMap::new();
+        }
+        let ledger = self.outbox.ledger();
+        let rows = ledger.parked(ParkedScope::Route(PARKED), None, MOST_PARKED).unwrap_or_default();
+        rows.into_iter()
+            .map(|(key, ParkedRow { segment, offset, index, .. })| {
+                if key.lsn.is_multiple_of(2) && !is_pending(key.lsn) {
+                    ledger.unpark(key);
+                }
+                (key.lsn, Place { segment, offset, index })
+            })
+            .collect()
     }
 
     /// The process is gone; whoever waited hears nothing. The storage has to be stopped before.

@@ -1,11 +1,12 @@
 //! Does what a case says, life after life, and asks the oracle after each restart.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use outlast::internals::outbox::ledger::Ledger;
 use outlast::internals::outbox::{Directory, NoRoom, Share};
-use outlast::internals::wal::{Fault, Mark, ModelStorage, Operation, WalError};
+use outlast::internals::wal::{Fault, Mark, ModelStorage, Operation, Place, WalError};
 
 use super::case::{Begin, Case, End, Limits, Op};
 use super::faults::Faults;
@@ -392,13 +393,34 @@ impl<'a> World<'a> {
                 self.open().map_err(|error| format!("the outbox does not open once the disk works again: {error}"))?
             }
         };
-        let shown = life.show().map_err(|error| format!("what was opened cannot be read: {error}"))?;
         // A settlement that is written in parts takes its counts off with the last.
         let exact = self.limits.max_ranges > 100;
+        // What earlier lives parked, before this one's places take their rows.
+        let parked = life.parked(|lsn| self.oracle.pending().any(|(pending, _)| pending == lsn));
+        let shown = life.show().map_err(|error| format!("what was opened cannot be read: {error}"))?;
         self.oracle.check(&life.outbox, &shown, exact)?;
+        self.read_parked(&life, &parked)?;
         self.seen.lives += 1;
         self.life = Some(life);
         self.arm(Faults { fired, ..Faults::default() });
+        Ok(())
+    }
+
+    /// A place that was parked leads to the very message, whatever else lies there by now.
+    fn read_parked(&self, life: &Life, parked: &HashMap<u64, Place>) -> Verdict {
+        for (lsn, message) in self.oracle.pending() {
+            let Some(&place) = parked.get(&lsn) else { continue };
+            match life.outbox.read(lsn, Some(place)) {
+                Ok(Some(read)) => {
+                    ensure!(
+                        read == self.oracle.messages[message],
+                        "{lsn}, parked at {place:?}, is read back as {read:?}"
+                    );
+                }
+                Ok(None) => ensure!(self.oracle.sync_failed, "{lsn} is pending, parked at {place:?}, and is not found"),
+                Err(error) => return Err(format!("{lsn}, parked at {place:?}, cannot be read: {error}")),
+            }
+        }
         Ok(())
     }
 

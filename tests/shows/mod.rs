@@ -111,19 +111,25 @@ pub fn setting(name: &str, default: u64) -> u64 {
     value.map_or(default, |value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is no number")))
 }
 
-/// Runs one test of this binary in a process that has a planted fault, and fails unless the test catches it. Without
-/// the fault the test has to pass: it is one of those that run by themselves.
+/// Runs one test of this binary in a process that has a planted fault, and fails unless the test catches it for one of
+/// these reasons: words of what it panics with. Without the fault the test has to pass: it is one of those that run by
+/// themselves.
 #[cfg(feature = "planted")]
 #[track_caller]
-pub fn assert_caught(test: &str, fault: &str, rounds: u64) {
+pub fn assert_caught(test: &str, fault: &str, rounds: u64, reasons: &[&str]) {
     let mut command = Command::new(std::env::current_exe().expect("the test binary's path"));
     command.args([test, "--exact", "--nocapture", "--include-ignored", "--test-threads=1"]);
     command.env("OUTLAST_PLANTED", fault).env("OUTLAST_TEST_ROUNDS", rounds.to_string()).stdin(Stdio::null());
+    command.env("RUST_BACKTRACE", "0");
     let output = command.output().expect("the test binary runs");
     let said = [output.stdout, output.stderr].map(|text| String::from_utf8_lossy(&text).into_owned()).concat();
     assert!(said.contains("running 1 test"), "there is no test {test}:\n{said}");
     assert!(said.contains(&format!("planted: {fault}")), "{test} never comes by the planted fault:\n{said}");
     assert_eq!(output.status.code(), Some(101), "{test} does not catch {fault}:\n{said}");
-    let panic = said.lines().skip_while(|line| !line.contains("panicked at")).take(4).collect::<Vec<_>>();
-    println!("{fault}: caught by {test}: {}", panic.join(" | "));
+    // Where it has several threads, the first that fails need not be the one that says why.
+    let panics = said.find("panicked at").map_or("", |at| &said[at..]);
+    let reason = reasons.iter().find(|reason| panics.contains(**reason));
+    let reason = reason.unwrap_or_else(|| panic!("{test} fails with {fault}, but says none of {reasons:?}:\n{said}"));
+    let line = panics.lines().find(|line| line.contains(reason)).unwrap_or_default();
+    println!("{fault}: caught by {test}: {line}");
 }

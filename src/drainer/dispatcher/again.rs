@@ -74,9 +74,7 @@ impl Dispatcher {
             slot.remove(&entry);
             if is_share_full(&failure) {
                 self.wants_room.store(true, Ordering::Release);
-                if partition.is_some_and(|it| self.owned_of_partition(entry.route, it) > 0) {
-                    return Attempt::NoRoom;
-                }
+                return Attempt::NoRoom;
             }
             return Attempt::Refused(failure);
         }

@@ -317,6 +317,8 @@ impl Drain {
                 }
                 Ok(())
             }
+            // With nothing in flight there is no report to come.
+            Attempt::NoRoom if self.dispatcher.in_flight().0 == 0 => Err(Halt::Until(now + PROBE_RETRY)),
             Attempt::NoRoom => Err(Halt::Wait),
             // Something of the lane failed: the mail says what, or will, and rings.
             Attempt::Later => Err(Halt::Wait),

@@ -172,7 +172,11 @@ impl Drain {
             Availability::Down(failure) => {
                 self.dispatcher.gate().set_down(true);
                 if self.down.as_ref().is_none_or(|known| known.reason != failure.reason) {
-                    tracing::warn!(%transport, reason = %failure, "the broker cannot be reached; messages are stored");
+                    let block = self.blocks.get(BlockKey::Transport);
+                    let is_said = block.is_some_and(|block| block.reason == failure.reason);
+                    if !is_said {
+                        tracing::warn!(%transport, reason = %failure, "the broker cannot be reached; messages are stored");
+                    }
                     self.dispatcher.tell(Event::Down { transport, reason: failure.reason.clone() });
                 }
                 self.down = Some(failure);
@@ -199,13 +203,15 @@ impl Drain {
     fn block(&mut self, key: BlockKey, route: &Route, failure: &Arc<Failure>, alone: bool, probed: bool, now: Instant) {
         let known = self.blocks.get(key);
         let again = known.is_some_and(|block| match block.state {
-            BlockState::Waiting(_) => block.alone || !alone,
+            // One whose time has come is being tried: this is what came of it.
+            BlockState::Waiting(at) => at > now && (block.alone || !alone),
             BlockState::Probing(_) => !probed && key != BlockKey::Transport,
             BlockState::CatchingUp => false,
         });
         if again {
             return;
         }
+        let known_reason = known.map(|block| block.reason.clone());
         let earlier = match key {
             BlockKey::Lane(route, lane) => self.earlier.remove(&(route, lane.hash())).unwrap_or(0),
             BlockKey::Transport => self.transport_attempts,
@@ -236,7 +242,11 @@ impl Drain {
             }
             BlockKey::Route(_) | BlockKey::Partition(..) => {}
         }
-        if attempts.is_power_of_two()
+        // A reason is said once; that it is tried again and again, stats and status say.
+        let is_news = known_reason.is_none_or(|known| known != reason);
+        let is_said = key == BlockKey::Transport && self.down.as_ref().is_some_and(|down| down.reason == reason);
+        if is_news
+            && !is_said
             && let Some(suppressed) = self.lines.failed.admit(now)
         {
             tracing::warn!(

@@ -24,8 +24,11 @@ const ASK_WHILE_DOWN: Duration = Duration::from_millis(500);
 /// Between questions about a topic that is there: new partitions are used within a minute.
 const REFRESH: Duration = Duration::from_secs(60);
 /// How long a topic may be unknown before its messages are handed back: a broker that creates topics by itself
-/// says "unknown" first.
-const CREATION: Duration = Duration::from_secs(2);
+/// says "unknown" first. Not longer: after a restart the drainer begins with one message, and if that is one of an unknown
+/// topic, everything else waits for so long.
+const CREATION: Duration = Duration::from_millis(500);
+/// While it may still be about to be created it is asked about more often.
+const CREATION_IS_LIKELY: Duration = Duration::from_secs(5);
 /// Between questions in that time.
 const ASK_WHILE_CREATED: Duration = Duration::from_millis(100);
 /// Between questions about a topic that is missing, and the least between them when messages keep coming.
@@ -176,7 +179,8 @@ fn not_found(shared: &Arc<Shared>, topic: &Topic, code: Code, now: Instant) {
         state.ask_at = now + ASK_WHILE_CREATED;
         return;
     }
-    state.ask_at = now + RECHECK;
+    let is_new = now.saturating_duration_since(since) < CREATION_IS_LIKELY;
+    state.ask_at = now + if is_new { RECHECK_LEAST } else { RECHECK };
     let mut failure: Failure = verdict.failure(code, &topic.route.destination, -1);
     if verdict.class == Class::Transient {
         // Metadata concern the topic as a whole.
