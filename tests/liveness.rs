@@ -234,7 +234,6 @@ fn a_broker_slower_than_its_callers_fills_the_outbox_and_refuses_nothing() {
     let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
     let config = Config { window_messages: 10, first_attempt: LONG * 10, ..quick() };
     let producer = open(config, dir.path(), &broker);
-    producer.blocking_send(numbered("t", "first", 0)).unwrap();
     broker.pause();
     let sent: Vec<_> =
         (0..100).map(|number| producer.try_send(numbered("t", &number.to_string(), 0)).unwrap()).collect();
@@ -247,7 +246,7 @@ fn a_broker_slower_than_its_callers_fills_the_outbox_and_refuses_nothing() {
     let delivered = sent.into_iter().map(pollster::block_on).filter(|receipt| receipt.as_ref().unwrap().is_delivered());
     assert_eq!(delivered.count(), 20);
     producer.blocking_drained(LONG).unwrap();
-    assert_eq!((duplicates(&broker.delivered()), in_order(&broker.delivered()).len()), (0, 101));
+    assert_eq!((duplicates(&broker.delivered()), in_order(&broker.delivered()).len()), (0, 100));
     producer.blocking_close(LONG).unwrap();
 }
 

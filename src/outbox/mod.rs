@@ -149,6 +149,11 @@ impl Outbox {
         MessageId::new(self.incarnation, self.numbers.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// Asks for what first attempts may take to be made ready. True: it is not yet, and nothing stands in its way.
+    pub fn prepare(&self) -> bool {
+        self.space.prepare(&self.wal)
+    }
+
     /// Reserves the space that storing the message would take, at worst.
     pub fn reserve(&self, message: &Outgoing, share: Share) -> Result<Reservation, NoRoom> {
         self.space.reserve(&self.wal, Wal::footprint(EntryRef::Message(message)), share)

@@ -59,6 +59,17 @@ impl Space {
         Arc::clone(&self.reserved)
     }
 
+    /// Asks for what first attempts may take to be made ready. True: it is not yet, and nothing stands in its way.
+    pub fn prepare(&self, wal: &Wal) -> bool {
+        let space = wal.space();
+        if space.usable >= self.share {
+            return false;
+        }
+        wal.request(self.share);
+        let is_full = space.segments >= space.max_segments as usize;
+        !is_full && space.last_error.is_none() && wal.health().is_none()
+    }
+
     /// Reserves `bytes`, or asks for more to be prepared and says why there is none yet.
     pub fn reserve(&self, wal: &Wal, bytes: u64, share: Share) -> Result<Reservation, NoRoom> {
         let before = self.reserved.fetch_add(bytes, Ordering::AcqRel);

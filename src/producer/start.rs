@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::num::NonZeroU32;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::broadcast;
 
@@ -20,6 +20,9 @@ use crate::outbox::Outbox;
 use crate::schedule::Backoff;
 use crate::stats::Event;
 use crate::transport::{Monitor, Transport};
+
+/// How long an open waits for the first segments to be made ready: a few milliseconds are usual.
+const MADE_READY: Duration = Duration::from_secs(1);
 
 /// A transport, its name, and the order that its routes keep unless they say otherwise.
 pub(super) type Named = (Arc<str>, Order, Arc<dyn Transport>);
@@ -68,6 +71,11 @@ pub(super) fn start(core: &Arc<Core>) -> Result<(), OpenError> {
         }
         bell.ring();
     });
+    // Whoever may not wait for space finds some from the beginning. `on_change` rings when there is more.
+    let until = Instant::now() + MADE_READY;
+    while core.outbox.prepare() && Instant::now() < until {
+        core.bell.wait(until.saturating_duration_since(Instant::now()));
+    }
     for line in &core.lines {
         let post = |dispatcher: &Weak<Dispatcher>, mail| {
             if let Some(dispatcher) = dispatcher.upgrade() {

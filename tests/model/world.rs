@@ -470,9 +470,9 @@ impl<'a> World<'a> {
         self.settle_pending()?;
         self.storage.set_capacity(None);
         self.restart(End::Close, &Begin::default())?;
-        if self.oracle.sync_failed {
+        if self.oracle.sync_failed || self.oracle.pending().next().is_some() {
             // What a failed sync left unreadable could not be set aside while the disk was full, and what was refused
-            // because of it may turn up, if nothing was written since: this life has to do with both.
+            // because of a failed call may turn up, if nothing was written since: this life has to do with both.
             self.settle_pending()?;
             self.restart(End::Close, &Begin::default())?;
         }
