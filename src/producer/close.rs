@@ -129,13 +129,15 @@ impl Core {
         // Nothing is handed over again from here on: only what is owned already is waited for.
         self.stop_drainers();
         self.wait_for_owned(until);
+        let down: Vec<bool> = self.lines.iter().map(|line| line.dispatcher.gate().is_down()).collect();
         for line in &self.lines {
             line.dispatcher.gate().set_down(true);
             line.dispatcher.store_late(None);
         }
         self.stop_housekeeper();
-        for line in &self.lines {
-            line.dispatcher.transport().close(until.saturating_duration_since(Instant::now()));
+        for (line, down) in self.lines.iter().zip(down) {
+            let rest = until.saturating_duration_since(Instant::now());
+            line.dispatcher.transport().close(if down { Duration::ZERO } else { rest });
             // What failed in closing is stored.
             line.dispatcher.store_late(None);
         }

@@ -180,6 +180,8 @@ impl Drain {
                     self.dispatcher.tell(Event::Down { transport, reason: failure.reason.clone() });
                 }
                 self.down = Some(failure);
+                // What is on its way will hardly arrive within its deadline: whoever sent it need not wait for that.
+                self.dispatcher.store_late(None);
             }
         }
         self.view_changed = true;
