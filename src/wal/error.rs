@@ -196,7 +196,8 @@ impl WalError {
     /// Whether the record may be found after a restart though its append failed.
     pub fn possibly_stored(&self) -> bool {
         match self {
-            Self::Io { .. } => true,
+            // A new segment that could not be made, or not be named, holds nothing yet.
+            Self::Io { op, .. } => !matches!(*op, "create" | "allocate" | "rename"),
             Self::Full { .. }
             | Self::Crowded { .. }
             | Self::TooLarge { .. }

@@ -24,6 +24,8 @@ const KEEP: usize = 2;
 /// they hold nothing that is pending, moving on to a third frees one of them. So three go round for ever, however full
 /// the log and the disk are, and however often the process is started.
 const FOR_CONTROLS: usize = 3;
+/// Of these, what messages never take.
+const LAST: usize = 1;
 /// Files that wait to be removed, at most: while the disk does not let them go, no new ones are made.
 const MOST_LEFTOVERS: usize = 4;
 
@@ -257,17 +259,22 @@ pub(super) fn take(shared: &Shared, has_messages: bool) -> Result<Prepared, WalE
             break;
         }
     }
-    if space.is_full(&shared.options, has_messages) {
-        return Err(WalError::Full { max: shared.options.max_segments, path: shared.directory.clone() });
-    }
-    space.making += 1;
-    let number = space.next_free();
-    drop(space);
-    let made = prepare::make(shared, number);
-    let mut space = shared.space();
-    space.making -= 1;
-    if made.is_ok() {
-        space.in_use += 1;
-    }
-    made
+    let made = if space.is_full(&shared.options, has_messages) {
+        Err(WalError::Full { max: shared.options.max_segments, path: shared.directory.clone() })
+    } else {
+        space.making += 1;
+        let number = space.next_free();
+        drop(space);
+        let made = prepare::make(shared, number);
+        space = shared.space();
+        space.making -= 1;
+        made
+    };
+    // Settlements use what is left of a segment that messages began, and so some of what was promised to those. On a full
+    // disk they give it back from their own, but for the last.
+    let disk_full = matches!(&made, Err(error @ WalError::Io { .. }) if error.is_no_space());
+    let ready = if disk_full && space.prepared.len() > LAST { space.prepared.pop().map(Ok) } else { None };
+    let taken = ready.unwrap_or(made);
+    space.in_use += usize::from(taken.is_ok());
+    taken
 }

@@ -86,14 +86,15 @@ impl Dispatcher {
                 lock(&self.watchers).take(lsn);
                 state.storing = Storing::No;
                 state.given_up = true;
+                // What the transport owns may yet be delivered, and a log that failed half-way may find the message again
+                // after a crash.
+                let owned = state.phase == Phase::Owned;
+                let possibly_delivered = state.possibly_delivered || owned || error.possibly_stored();
+                let full = error.is_no_space() && !possibly_delivered;
                 let verdict = Verdict::Rejected {
-                    kind: SendErrorKind::Storage,
+                    kind: if full { SendErrorKind::Full } else { SendErrorKind::Storage },
                     reason: format!("the broker did not take the message, and the outbox cannot: {error}"),
-                    // What the transport owns may yet be delivered, and a log that failed half-way may find the message
-                    // again after a crash.
-                    possibly_delivered: state.possibly_delivered
-                        || state.phase == Phase::Owned
-                        || error.possibly_stored(),
+                    possibly_delivered,
                 };
                 state.tell(verdict);
                 let idle = state.phase == Phase::Idle && state.delivered.is_none();
