@@ -1,7 +1,7 @@
 //! librdkafka's log lines as `tracing` events: scrubbed of secrets, and no more than a handful a second.
 
 use std::sync::Mutex;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rdkafka::config::RDKafkaLogLevel as Level;
 use tracing::{debug, error, info, warn};
@@ -9,25 +9,18 @@ use tracing::{debug, error, info, warn};
 use super::book::lock;
 use super::config::Settings;
 use super::ffi;
-
-/// A connection that fails says so at each attempt, for hours.
-const LINES: u32 = 20;
-const WINDOW: Duration = Duration::from_secs(10);
+use crate::schedule::Lines;
 
 /// Passes the lines of one instance on.
 pub(super) struct Log {
     settings: Settings,
-    window: Mutex<Window>,
-}
-
-struct Window {
-    since: Instant,
-    lines: u32,
+    /// A connection that fails says so at each attempt, for hours.
+    lines: Mutex<Lines>,
 }
 
 impl Log {
     pub(super) fn new(settings: Settings) -> Self {
-        Self { settings, window: Mutex::new(Window { since: Instant::now(), lines: 0 }) }
+        Self { settings, lines: Mutex::default() }
     }
 
     /// A text without secrets.
@@ -45,7 +38,7 @@ impl Log {
             debug!(target: "outlast::librdkafka", facility, "{}", self.scrub(text));
             return;
         }
-        let Some(suppressed) = self.admit(Instant::now()) else { return };
+        let Some(suppressed) = lock(&self.lines).admit(Instant::now()) else { return };
         let text = self.scrub(text);
         match level {
             Level::Emerg | Level::Alert | Level::Critical | Level::Error => {
@@ -55,17 +48,5 @@ impl Log {
             Level::Notice | Level::Info => info!(target: "outlast::librdkafka", facility, suppressed, "{text}"),
             Level::Debug => {}
         }
-    }
-
-    /// Whether a line may pass, and how many did not in the window before.
-    fn admit(&self, now: Instant) -> Option<u32> {
-        let mut window = lock(&self.window);
-        let mut suppressed = 0;
-        if now.duration_since(window.since) >= WINDOW {
-            suppressed = window.lines.saturating_sub(LINES);
-            *window = Window { since: now, lines: 0 };
-        }
-        window.lines += 1;
-        (window.lines <= LINES).then_some(suppressed)
     }
 }
