@@ -270,10 +270,15 @@ pub(super) fn take(shared: &Shared, has_messages: bool) -> Result<Prepared, WalE
         space.making -= 1;
         made
     };
-    // Settlements use what is left of a segment that messages began, and so some of what was promised to those. On a full
-    // disk they give it back from their own, but for the last.
-    let disk_full = matches!(&made, Err(error @ WalError::Io { .. }) if error.is_no_space());
-    let ready = if disk_full && space.prepared.len() > LAST { space.prepared.pop().map(Ok) } else { None };
+    // Settlements use what is left of a segment that messages began, and so some of what was promised to those. Where there
+    // is no more, they give it back from their own, but for the last.
+    let is_promised = space.promised.load(Ordering::Acquire) > 0;
+    let gives = match &made {
+        Err(WalError::Full { .. }) => is_promised,
+        Err(error) => error.is_no_space(),
+        Ok(_) => false,
+    };
+    let ready = if gives && space.prepared.len() > LAST { space.prepared.pop().map(Ok) } else { None };
     let taken = ready.unwrap_or(made);
     space.in_use += usize::from(taken.is_ok());
     taken
