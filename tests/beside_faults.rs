@@ -137,7 +137,9 @@ fn child() {
         let (key, number) = shows::number_of(&one);
         say(&format!("<delivered {key}:{number}>"));
     });
-    let open = |_| match builder(Path::new(&work[0]), &broker).lock_wait(Duration::ZERO).open_blocking() {
+    // A disk that stays full has each message refused after so long.
+    let settings = || builder(Path::new(&work[0]), &broker).space_wait(Duration::from_millis(500));
+    let open = |_| match settings().lock_wait(Duration::ZERO).open_blocking() {
         Ok(producer) => Some(producer),
         Err(error) => {
             say(&format!("<open {error}>"));
