@@ -205,11 +205,11 @@ fn a_double_append_reported_once_is_caught() {
 
 #[test]
 fn a_message_that_passes_a_failed_one_is_caught() {
-    let violation = caught(|inner| {
+    let passes = |inner| {
         let mut failing: Option<Handover> = None;
         let mut planted = false;
         Planted::wrap(inner, move |inner, handover| {
-            if !planted && handover.message.lane.is_some() && every(13, &handover) {
+            if !planted && !handover.alone && handover.message.lane.is_some() && every(13, &handover) {
                 planted = true;
                 failing = Some(handover);
                 return Ok(());
@@ -222,7 +222,11 @@ fn a_message_that_passes_a_failed_one_is_caught() {
             }
             Ok(())
         })
-    });
+    };
+    // What comes next on the lane may be tried alone, once there is a report on the first: then there is none to pass it.
+    let nothing_followed = |violation: &Violation| matches!(violation, Violation::NoReport { .. });
+    let violation = (0..20).map(|_| caught(passes)).find(|violation| !nothing_followed(violation));
+    let violation = violation.expect("something follows in most runs");
     assert!(matches!(violation, Violation::Overtaken { .. }), "{violation:?}");
 }
 
