@@ -196,8 +196,8 @@ impl WalError {
     /// Whether the record may be found after a restart though its append failed.
     pub fn possibly_stored(&self) -> bool {
         match self {
-            // A new segment that could not be made, or not be named, holds nothing yet.
-            Self::Io { op, .. } => !matches!(*op, "create" | "allocate" | "rename"),
+            // Though it be a new segment that could not be made: the record may have been written to the one before.
+            Self::Io { .. } => true,
             Self::Full { .. }
             | Self::Crowded { .. }
             | Self::TooLarge { .. }
