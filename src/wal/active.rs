@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::control;
 use super::error::WalError;
 use super::frame::{self, FRAME_HEADER, FrameHeader, FrameKind};
+use super::prepare;
 use super::queue::Group;
 use super::segment::{self, SegmentHeader};
 use super::shared::Shared;
@@ -160,8 +161,16 @@ pub(super) fn open(
     };
     let path = segment::path(&shared.directory, origin.number);
     if let Err(error) = shared.storage.rename(&free, &path) {
-        shared.space().discard(free);
-        return Err(failed(WalError::io("rename", &path)(error), group));
+        let error = WalError::io("rename", &path)(error);
+        // For want of space it was certainly not renamed.
+        let untouched = error.is_no_space();
+        if untouched {
+            shared.space().give_back(Prepared { path: free, file });
+            prepare::relieve(shared);
+        } else {
+            shared.space().discard(free);
+        }
+        return Err(Box::new(Failed { error, group, untouched }));
     }
     let active = Active {
         number: origin.number,

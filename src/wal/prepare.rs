@@ -35,9 +35,10 @@ pub(super) fn make(shared: &Shared, number: u64) -> Result<Prepared, WalError> {
     let created = shared.storage.create_new(&path).map_err(WalError::io("create", &path))?;
     let ready = ready(shared, &path, &*created);
     if let Err(error) = ready {
-        // Half a segment is of no use. If it cannot be removed either, the next open does.
-        if let Err(error) = shared.storage.unlink(&path) {
-            tracing::warn!(%error, path = %path.display(), "a segment that could not be prepared could not be removed");
+        // Half a segment is of no use. If it cannot be removed either, the next open does. The sync gives back the blocks it
+        // had got: a file system keeps them until its journal has the removal, and a renaming may need one.
+        if let Err(error) = remove(shared, &path) {
+            tracing::warn!(%error, "a segment that could not be prepared could not be removed");
         }
         return Err(error);
     }
@@ -180,6 +181,18 @@ fn mend(file: &dyn File, length: u64, whole: bool) -> io::Result<()> {
     // Also where the length is right: the process before may have died between the allocation and its sync.
     file.allocate(length)?;
     file.sync_data()
+}
+
+/// On a disk without a free block not even a name can be changed where the directory would have to grow. Removes what
+/// nobody was promised, and says whether there was any: with the blocks of one segment it goes on for long.
+pub(super) fn relieve(shared: &Shared) -> bool {
+    let mut space = shared.space();
+    let Some(job) = space.take_spare(&shared.options) else { return false };
+    space.begin(&job, false);
+    drop(space);
+    let outcome = run(shared, &job, false);
+    let ended = shared.space().end(&job, false, outcome);
+    ended.is_ok()
 }
 
 fn is_hopeless(error: &io::Error) -> bool {

@@ -219,6 +219,21 @@ impl Space {
         self.prepared.len() + self.doing.1 < KEEP.max(self.kept_back()) || self.usable(options) < wanted + spare
     }
 
+    /// Takes out the job of a file that can be removed at once: one nobody needs, or a used segment that was not promised.
+    pub fn take_spare(&mut self, options: &Options) -> Option<Job> {
+        let promised = self.promised.load(Ordering::Acquire);
+        let spare = self.usable(options) >= promised + self.each(options);
+        let removable = |job: &Job| !job.makes_ready() || spare && matches!(job, Job::Recycle { .. });
+        let at = self.jobs.iter().position(removable)?;
+        self.jobs.remove(at)
+    }
+
+    /// A segment that was taken and not used is ready as before.
+    pub fn give_back(&mut self, prepared: Prepared) {
+        self.in_use = self.in_use.saturating_sub(1);
+        self.prepared.push(prepared);
+    }
+
     /// Whether nothing can be made, for a message or for settlements.
     fn is_full(&self, options: &Options, has_messages: bool) -> bool {
         if has_messages {
@@ -251,7 +266,11 @@ pub(super) fn take(shared: &Shared, has_messages: bool) -> Result<Prepared, WalE
             drop(space);
             let outcome = prepare::run(shared, &job, true);
             space = shared.space();
-            failed = space.end(&job, true, outcome).is_err();
+            if let Err(error) = space.end(&job, true, outcome) {
+                drop(space);
+                failed = !(error.is_no_space() && prepare::relieve(shared));
+                space = shared.space();
+            }
         } else if space.doing.0 + space.making > 0 {
             // The preparer is at it: what was promised may be the one it has in hand.
             space = shared.ready.wait(space).unwrap_or_else(PoisonError::into_inner);

@@ -168,6 +168,39 @@ fn used_segments_that_were_promised_are_not_removed() {
     assert_eq!(rig.accepted().len() as u64, usable / each);
 }
 
+/// On a disk without a free block a segment could not be given another name, because the directory had no room for it;
+/// the message was refused though there were dozens of segments that nobody needed. Found by `tests/full_disk.rs`.
+#[test]
+fn a_directory_that_cannot_grow_is_given_room_by_removing_what_was_not_promised() {
+    let storage = ModelStorage::new(1);
+    let mut rig = Rig::new(&storage, Options { max_segments: 12, ..options() });
+    let promised = Arc::new(AtomicU64::new(0));
+    rig.wal.keep_promised(Arc::clone(&promised));
+    let taken = fill(&mut rig, QUARTER);
+    rig.settle(1, *taken.last().expect("some"));
+    commit(&mut rig);
+    let each = Wal::footprint(EntryRef::Message(&super::tests::message(1, "orders", &[1; QUARTER])));
+    promised.store(8 * each, Ordering::Release);
+    let mut room = 0_u32;
+    storage.on_call(move |_, call| match call {
+        Operation::Unlink(_) => {
+            room = 50;
+            None
+        }
+        Operation::Rename(..) if room > 0 => {
+            room -= 1;
+            None
+        }
+        Operation::Rename(..) | Operation::Create(_) | Operation::Allocate(_) => Some(Fault::Error(ENOSPC)),
+        _ => None,
+    });
+    for _ in 0..8 {
+        rig.append(QUARTER);
+        while rig.stepper.commit(rig.now) == Turn::Again {}
+    }
+    assert_eq!(rig.accepted().len(), 8);
+}
+
 /// A disk whose directory syncs wait at a gate.
 struct Gated {
     disk: ModelStorage,
