@@ -105,7 +105,7 @@ impl Committer {
             let full = matches!(failed.error, WalError::Full { .. });
             if full || attempt == attempts {
                 // Whoever hears that it failed has to hear that it may be there, too.
-                let error = before.filter(|_| !failed.error.possibly_stored()).unwrap_or(failed.error);
+                let error = before.filter(|_| failed.untouched).unwrap_or(failed.error);
                 return self.fail(group, error, now);
             }
             tracing::warn!(error = %failed.error, segment = number, "a segment could not be opened; trying another");
