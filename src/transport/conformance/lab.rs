@@ -167,10 +167,6 @@ impl Lab {
         let mut taken = false;
         for _ in 0..random.usize(1..8) {
             let mut state = self.notes.lock();
-            if line.messages.last().is_none_or(|last| state.delivered.contains(&last.id)) {
-                // Lanes are delivered in order: with the last all are.
-                break;
-            }
             let lane = line.messages.first().and_then(|message| message.lane);
             if let Some(lane) = lane {
                 let gate = state.lanes.entry(lane).or_default();
@@ -180,7 +176,7 @@ impl Lab {
                 if std::mem::take(&mut gate.rewind) {
                     line.next = 0;
                 }
-            } else if state.is_open(line) {
+            } else if line.next > 0 && !state.is_delivered(line) && state.is_open(line) {
                 line.next = 0;
             }
             while line.messages.get(line.next).is_some_and(|message| state.delivered.contains(&message.id)) {
@@ -285,6 +281,11 @@ impl Lab {
 }
 
 impl State {
+    /// Of a message without a lane. Not of a lane by its last message: a transport that breaks the rule passes one by.
+    fn is_delivered(&self, line: &Line) -> bool {
+        line.messages.first().is_some_and(|message| self.delivered.contains(&message.id))
+    }
+
     /// Whether a message without a lane is owned by nobody, and may be offered (again).
     fn is_open(&self, line: &Line) -> bool {
         let id = line.messages.first().map(|message| message.id);
