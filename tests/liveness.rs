@@ -7,11 +7,12 @@ mod shows;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use outlast::testing::Broker;
 use outlast::transport::{Class, Handover, Monitor, Refused, StartError, Transport};
-use outlast::{Config, Message, Mode, OnPoison, Producer, SendErrorKind};
+use outlast::{Config, Message, Mode, OnPoison, Outgoing, Producer, SendErrorKind};
 use shows::{LONG, builder, builder_from, duplicates, in_order, numbered};
 use tempfile::TempDir;
 
@@ -225,6 +226,95 @@ fn a_start_that_fails_delivers_nothing_and_lets_go_of_the_outbox() {
 
     let producer = builder(dir.path(), &broker).lock_wait(Duration::ZERO).open_blocking().expect("nobody holds it");
     producer.blocking_drained(LONG).unwrap();
+    producer.blocking_close(LONG).unwrap();
+}
+
+type Meddle = dyn Fn(&dyn Transport, Handover) -> Result<(), Refused> + Send + Sync;
+
+/// A transport of somebody else's, with faults of its own.
+struct Faulty {
+    inner: Arc<dyn Transport>,
+    submit: Box<Meddle>,
+    partition: fn() -> Option<i32>,
+}
+
+impl Transport for Faulty {
+    fn start(&self, monitor: Monitor) -> Result<(), StartError> {
+        self.inner.start(monitor)
+    }
+    fn partition(&self, _: &Outgoing) -> Option<i32> {
+        (self.partition)()
+    }
+    fn submit(&self, handover: Handover) -> Result<(), Refused> {
+        (self.submit)(&*self.inner, handover)
+    }
+    fn close(&self, grace: Duration) {
+        self.inner.close(grace);
+    }
+}
+
+fn open_on(faulty: Faulty, dir: &Path) -> Producer {
+    let settings = Producer::builder().config(quick()).outbox(dir.join("outbox"));
+    settings.custom_transport("memory", Arc::new(faulty)).open_blocking().expect("the producer opens")
+}
+
+/// A ticket that is dropped within `submit`, by a panic or without one, reported into the lock that the caller held: whoever
+/// sent to that slot afterwards hung.
+#[test]
+fn a_transport_that_panics_or_drops_what_it_is_given_keeps_nobody_and_loses_nothing() {
+    for panics in [false, true] {
+        let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+        let submitted = AtomicU64::new(0);
+        let submit = move |inner: &dyn Transport, handover: Handover| {
+            // First attempts and messages from the outbox, alone and with others.
+            if !submitted.fetch_add(1, Ordering::Relaxed).is_multiple_of(3) {
+                return inner.submit(handover);
+            }
+            drop((!panics).then_some(handover).ok_or("planted").unwrap());
+            Ok(())
+        };
+        let faulty = Faulty { inner: broker.transport(), submit: Box::new(submit), partition: || None };
+        let producer = open_on(faulty, dir.path());
+        for number in 0..60 {
+            producer.blocking_send(numbered("t", &format!("key-{}", number % 4), number / 4)).unwrap();
+        }
+        producer.blocking_drained(LONG).unwrap();
+        let delivered = in_order(&broker.delivered());
+        assert!(delivered.len() == 4 && delivered.values().all(|numbers| numbers.len() == 15), "{delivered:?}");
+        assert!(producer.stats().stored > 0);
+        producer.blocking_close(LONG).unwrap();
+    }
+}
+
+/// A drainer's thread that ended left what was stored where it was, and said nothing.
+#[test]
+fn a_drainer_that_panicked_is_told_of_and_the_next_start_delivers() {
+    fn partition() -> Option<i32> {
+        let thread = std::thread::current();
+        assert!(thread.name() != Some("outlast-drain-memory"), "planted");
+        None
+    }
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    broker.down();
+    let submit = |inner: &dyn Transport, handover| inner.submit(handover);
+    let producer = open_on(Faulty { inner: broker.transport(), submit: Box::new(submit), partition }, dir.path());
+    producer.blocking_send(numbered("t", "a", 1)).unwrap();
+    broker.up();
+    let begun = Instant::now();
+    let alert = loop {
+        let told = |alert: &String| alert.starts_with("memory: the drainer panicked") && alert.contains("planted");
+        if let Some(alert) = producer.health().alerts.into_iter().find(told) {
+            break alert;
+        }
+        assert!(begun.elapsed() < LONG, "{:?}", producer.health());
+        std::thread::sleep(Duration::from_millis(1));
+    };
+    assert!(!producer.stats().transports[0].up, "{alert}");
+    producer.blocking_close(LONG).unwrap();
+
+    let producer = open(quick(), dir.path(), &broker);
+    producer.blocking_drained(LONG).unwrap();
+    assert_eq!(in_order(&broker.delivered())["a"], [1]);
     producer.blocking_close(LONG).unwrap();
 }
 

@@ -407,6 +407,7 @@ fn faults_of_the_configuration_show_before_anything_is_tried() {
 }
 
 /// A CA and a server certificate for `name`, made with the `openssl` program.
+#[cfg(feature = "tls")]
 fn certificates(directory: &tempfile::TempDir, prefix: &str, name: &str) {
     let at = |file_name: &str| file(directory, &format!("{prefix}{file_name}")).to_str().unwrap().to_owned();
     let run = |arguments: &[&str]| {

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use crate::drainer::{Dispatcher, route_hash};
+use crate::drainer::{Dispatcher, dispatcher, route_hash};
 use crate::error::SendErrorKind;
 use crate::message::{Lane, Outgoing, Position};
 use crate::outbox::Reservation;
@@ -123,6 +123,11 @@ impl Entry {
         Arc::new(Self { message, slot, route, deadline, alone, dispatcher, state: Mutex::new(state) })
     }
 
+    /// Who keeps it in order.
+    pub fn dispatcher(&self) -> &Arc<Dispatcher> {
+        &self.dispatcher
+    }
+
     /// The lane, if it has an order to keep.
     pub fn lane(&self) -> Option<Lane> {
         self.message.lane
@@ -165,7 +170,8 @@ impl EntryState {
 
 impl Recipient for Entry {
     fn report(self: Arc<Self>, outcome: Outcome) {
-        let dispatcher = Arc::clone(&self.dispatcher);
-        dispatcher.report(&self, outcome);
+        if let Some(outcome) = dispatcher::take_from_within_submit(&self, outcome) {
+            self.dispatcher().report(&self, outcome);
+        }
     }
 }

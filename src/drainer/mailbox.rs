@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crate::drainer::entry::Entry;
 use crate::message::{Lane, Position, Route};
-use crate::transport::{Availability, Failure};
+use crate::transport::{Availability, Failure, Outcome};
 use crate::wal::Lsn;
 
 /// One thing that happened.
@@ -55,6 +55,13 @@ pub enum Mail {
         partition: Option<i32>,
         /// The lane.
         lane: Option<Lane>,
+    },
+    /// The transport reported on a message from within `submit`, where the lock of its slot is held.
+    Reported {
+        /// The message.
+        entry: Arc<Entry>,
+        /// What became of it.
+        outcome: Outcome,
     },
     /// The broker can be reached, or not.
     Available(Availability),

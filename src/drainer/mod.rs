@@ -14,7 +14,9 @@ mod slot;
 mod view;
 mod window;
 
+use std::any::Any;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -26,28 +28,45 @@ pub use mailbox::Mail;
 pub use view::View;
 pub use window::WindowLimits;
 
+use crate::clock;
+
 /// How often counts and reasons are brought up to date while they change.
 const VIEW_EVERY: Duration = Duration::from_millis(200);
 
-/// Starts the drainer's thread. It ends when the dispatcher's mailbox is stopped.
+/// Starts the drainer's thread. It ends when the dispatcher's mailbox is stopped. Should it panic, the view says so: what
+/// is stored stays where it is, and nobody else would notice.
 pub fn start(dispatcher: &Arc<Dispatcher>, options: DrainOptions) -> io::Result<JoinHandle<()>> {
     let dispatcher = Arc::clone(dispatcher);
     std::thread::Builder::new().name(format!("outlast-drain-{}", dispatcher.name())).spawn(move || {
-        let mut drain = Drain::new(Arc::clone(&dispatcher), options);
-        drain.remember();
-        // Long enough ago that the first change is told at once.
-        let mut viewed = Instant::now().checked_sub(VIEW_EVERY).unwrap_or_else(Instant::now);
-        loop {
-            let now = Instant::now();
-            let Some(progress) = drain.tick(now) else { return };
-            if now.duration_since(viewed) >= VIEW_EVERY {
-                viewed = now;
-                drain.publish();
-            }
-            if let Progress::Idle(until) = progress {
-                let view = drain.is_view_old().then(|| viewed + VIEW_EVERY);
-                dispatcher.mailbox().wait([until, view].into_iter().flatten().min());
-            }
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(&dispatcher, options))) {
+            let reason = format!("the drainer panicked, what is stored waits for a restart: {}", words(&*panic));
+            tracing::error!(transport = %dispatcher.name(), reason);
+            dispatcher.set_view(View { panicked: Some((reason, clock::unix_millis())), ..dispatcher.view() });
         }
     })
+}
+
+fn run(dispatcher: &Arc<Dispatcher>, options: DrainOptions) {
+    let mut drain = Drain::new(Arc::clone(dispatcher), options);
+    drain.remember();
+    // Long enough ago that the first change is told at once.
+    let mut viewed = Instant::now().checked_sub(VIEW_EVERY).unwrap_or_else(Instant::now);
+    loop {
+        let now = Instant::now();
+        let Some(progress) = drain.tick(now) else { return };
+        if now.duration_since(viewed) >= VIEW_EVERY {
+            viewed = now;
+            drain.publish();
+        }
+        if let Progress::Idle(until) = progress {
+            let view = drain.is_view_old().then(|| viewed + VIEW_EVERY);
+            dispatcher.mailbox().wait([until, view].into_iter().flatten().min());
+        }
+    }
+}
+
+/// What a panic said.
+fn words(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no words")
 }

@@ -23,6 +23,8 @@ pub struct View {
     pub last_errors: HashMap<Route, Arc<str>>,
     /// Why the log cannot be read.
     pub read_error: Option<String>,
+    /// That the drainer has panicked, and when: nothing stored is delivered any more.
+    pub panicked: Option<(String, i64)>,
 }
 
 /// Routes whose last error is kept.

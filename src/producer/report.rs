@@ -39,7 +39,7 @@ impl Core {
             })
             .collect();
         for line in &self.lines {
-            let View { down, transport, routes: blocked, last_errors, .. } = line.dispatcher.view();
+            let View { down, panicked, transport, routes: blocked, last_errors, .. } = line.dispatcher.view();
             let of = |route: &Route| RouteStats {
                 route: route.clone(),
                 pending: 0,
@@ -54,7 +54,7 @@ impl Core {
             for (route, why) in blocked {
                 routes.entry(route.clone()).or_insert_with(|| of(&route)).blocked = Some(why);
             }
-            stats.transports.push(transport_stats(line, down, transport));
+            stats.transports.push(transport_stats(line, panicked.or(down), transport));
             let counters = &line.dispatcher.counters;
             stats.attempts += counters.attempts.load(Ordering::Relaxed);
             stats.delivered += counters.delivered.load(Ordering::Relaxed);

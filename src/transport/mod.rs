@@ -63,6 +63,9 @@ pub trait Transport: Send + Sync + 'static {
     /// # Errors
     /// The transport has no place for it at the moment (a full queue, an instance being rebuilt). It never
     /// owned the message; the ticket comes back unused.
+    ///
+    /// # Panics
+    /// A panic is caught and logged; a message whose ticket goes down with it counts as lost by the transport.
     fn submit(&self, handover: Handover) -> Result<(), Refused>;
 
     /// Hands everything back that is owned, reported as failed ([`Class::Fatal`]): so much of it belongs to partitions that

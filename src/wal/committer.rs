@@ -11,9 +11,9 @@ use std::time::Instant;
 
 use super::active::{Active, Written};
 use super::frame::{FRAME_HEADER, FrameKind, FrameView};
-use super::log::Turn;
 use super::queue::{self, Barrier, Group};
 use super::shared::{Shared, TailFrame};
+use super::workers::Turn;
 use super::{BLOCK, Lsn, Settled, round_up};
 use crate::planted::{self, Planted};
 
@@ -114,7 +114,7 @@ impl Committer {
         let (closing, abandoned) = (queue.closing, queue.abandoned);
         drop(queue);
         for (done, error) in rejected {
-            queue::call(done, Err(Arc::new(error)));
+            done.call(Err(Arc::new(error)));
         }
         Intake { group, controls, closing, abandoned }
     }

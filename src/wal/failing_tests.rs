@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -37,6 +37,44 @@ fn who_waits_for_a_sync_is_answered_though_the_seal_failed() {
     std::thread::spawn(move || tell.send(waiting.sync()).expect("awaited"));
     let answer = told.recv_timeout(LIMIT).expect("it is answered");
     assert!(answer.is_ok(), "all that was submitted is durable: {answer:?}");
+}
+
+/// The thread that writes was gone after a panic: whoever appended waited for ever.
+#[test]
+fn a_panic_on_the_logs_thread_leaves_nobody_waiting() {
+    for nth in 1..12 {
+        let storage = ModelStorage::new(1);
+        let (wal, _) = Wal::open(Arc::new(storage.clone()), Path::new("/wal"), options()).expect("opens");
+        append(&wal, 1);
+        let calls = AtomicUsize::new(0);
+        storage.on_call(move |_, _| {
+            assert!(calls.fetch_add(1, Ordering::Relaxed) != nth, "planted");
+            None
+        });
+        // Enough for a rotation, which concerns the other thread, too.
+        let (tell, told) = channel();
+        for number in 2..200 {
+            let tell = tell.clone();
+            wal.append(EntryRef::Message(&message(number, "orders", &[b'x'; 300])), move |outcome| {
+                tell.send(outcome.is_ok()).expect("awaited");
+            });
+        }
+        let answers: Vec<bool> = (2..200).map(|_| told.recv_timeout(LIMIT).expect("all are answered")).collect();
+        let begun = Instant::now();
+        while !wal.health().is_some_and(|trouble| trouble.reason.contains("panicked")) {
+            assert!(begun.elapsed() < LIMIT, "call {nth}: {:?}", wal.health());
+            std::thread::yield_now();
+        }
+        assert!(wal.sync().is_err());
+        let _ = wal.close();
+        drop(wal);
+        // What was acknowledged is there.
+        storage.on_call(|_, _| None);
+        let (wal, _) = Wal::open(Arc::new(storage), Path::new("/wal"), options()).expect("opens again");
+        let acknowledged = 1 + answers.iter().filter(|ok| **ok).count();
+        let (found, damage) = read_all(&wal.reader(), 1);
+        assert!(found.len() >= acknowledged && damage.is_empty(), "call {nth}: {} of {acknowledged}", found.len());
+    }
 }
 
 /// A disk in memory that reads, while it is told not to, nothing but headers of segments.

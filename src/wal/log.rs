@@ -5,13 +5,11 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use super::committer::Committer;
 use super::error::WalError;
 use super::frame::FRAME_HEADER;
-use super::prepare;
-use super::queue::{self, Barrier, Queue};
+use super::queue::{Barrier, Done, Queue};
 use super::reader::Reader;
 use super::recovery::{self, Recovered};
 use super::routes::Routes;
@@ -19,6 +17,7 @@ use super::shared::{Shared, Trouble, View};
 use super::space::Space;
 use super::state::Pending;
 use super::storage::Storage;
+use super::workers::Stepper;
 use super::{EntryRef, Lsn, Options, Settled, record, round_up};
 use crate::message::{Outgoing, Route};
 
@@ -59,56 +58,6 @@ pub struct Summary {
     pub routes: Vec<(Route, Pending)>,
 }
 
-/// What a turn of a worker says about the next one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Turn {
-    /// There may be more to do.
-    Again,
-    /// Nothing to do until then, unless something arrives.
-    Until(Instant),
-    /// Nothing to do until something arrives.
-    Idle,
-    /// Closed.
-    Done,
-}
-
-/// The work of the log's threads, turn by turn, for tests that must be repeatable.
-pub struct Stepper {
-    shared: Arc<Shared>,
-    committer: Committer,
-}
-
-impl Stepper {
-    /// One turn of the committer.
-    pub fn commit(&mut self, now: Instant) -> Turn {
-        self.committer.tick(now)
-    }
-
-    /// One turn of the preparer.
-    pub fn prepare(&mut self, now: Instant) -> Turn {
-        prepare::tick(&self.shared, now)
-    }
-
-    /// Turns of the preparer for a thread of its own.
-    #[cfg(test)]
-    pub(super) fn preparer(&self) -> impl FnMut(Instant) -> Turn + Send + 'static {
-        let shared = Arc::clone(&self.shared);
-        move |now| prepare::tick(&shared, now)
-    }
-
-    /// The last turn of the committer at a close, whatever may have been submitted since the one before.
-    #[cfg(test)]
-    pub(super) fn finish(&mut self, now: Instant) {
-        self.committer.finish(now);
-    }
-
-    /// What [`Wal`]'s drop has the threads do: nothing more is written, and appends that wait get their error.
-    pub fn abandon(&mut self, now: Instant) {
-        self.shared.queue().abandoned = true;
-        self.committer.tick(now);
-    }
-}
-
 impl Wal {
     /// Opens the log in a directory, which must exist, and starts its threads.
     ///
@@ -117,16 +66,10 @@ impl Wal {
     /// another outbox. Nothing was written. Damage is no error: [`Recovered`] tells of it.
     pub fn open(storage: Arc<dyn Storage>, directory: &Path, options: Options) -> Result<(Self, Recovered), WalError> {
         let (wal, recovered, stepper) = Self::open_stepped(storage, directory, options)?;
-        let Stepper { shared, mut committer } = stepper;
-        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
-            let spawned = std::thread::Builder::new().name(name.into()).spawn(work);
-            spawned.map_err(WalError::io("start a thread for", directory))
-        };
-        let preparer = Arc::clone(&shared);
-        let commit = Box::new(move || run_committer(&shared, &mut committer));
-        let threads =
-            [spawn("outlast-wal", commit)?, spawn("outlast-prepare", Box::new(move || run_preparer(&preparer)))?];
-        wal.threads.lock().unwrap_or_else(PoisonError::into_inner).extend(threads);
+        for work in stepper.into_workers() {
+            let thread = work.start().map_err(WalError::io("start a thread for", directory))?;
+            wal.threads.lock().unwrap_or_else(PoisonError::into_inner).push(thread);
+        }
         Ok((wal, recovered))
     }
 
@@ -152,6 +95,7 @@ impl Wal {
             tail: std::collections::VecDeque::new(),
             tail_bytes: 0,
             broken: None,
+            panicked: None,
         };
         let space = Space::new(&view, &found.free, found.discard, found.next_number, overhead);
         let shared = Arc::new(Shared {
@@ -168,7 +112,7 @@ impl Wal {
         });
         let committer = Committer::new(Arc::clone(&shared), found.next_number);
         let wal = Self { shared: Arc::clone(&shared), threads: Mutex::new(Vec::new()) };
-        Ok((wal, recovered, Stepper { shared, committer }))
+        Ok((wal, recovered, Stepper::new(shared, committer)))
     }
 
     /// Encodes a record, fixes its place in the order, and returns its LSN; never waits for the disk.
@@ -186,7 +130,7 @@ impl Wal {
             done(Err(Arc::new(WalError::Closed)));
             return 0;
         }
-        let done = Box::new(done);
+        let done = Done::new(done);
         let admitted = if bytes > limit {
             Err(WalError::TooLarge { bytes, limit })
         } else {
@@ -194,7 +138,7 @@ impl Wal {
         };
         let pushed = match admitted {
             Ok(()) => queue.push(entry, self.shared.options.frame_bytes, done),
-            Err(error) => Err((done as queue::Done, error)),
+            Err(error) => Err((done, error)),
         };
         let lsn = pushed.unwrap_or_else(|rejected| {
             queue.rejected.push(rejected);
@@ -350,7 +294,8 @@ impl Wal {
 
     /// Why the log cannot be written, if it cannot; the next append tries again.
     pub fn health(&self) -> Option<Trouble> {
-        self.shared.view().broken.clone()
+        let view = self.shared.view();
+        view.panicked.as_ref().or(view.broken.as_ref()).cloned()
     }
 
     /// A reader of what is durable.
@@ -379,11 +324,7 @@ impl Wal {
     }
 
     fn stop(&self) {
-        self.shared.queue().abandoned = true;
-        self.shared.queue().wake = true;
-        self.shared.work.notify_all();
-        self.shared.space().closing = true;
-        self.shared.prepare.notify_all();
+        self.shared.abandon();
         let threads = std::mem::take(&mut *self.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
             // A callback may own the last handle; a thread cannot wait for itself.
@@ -397,43 +338,5 @@ impl Wal {
 impl Drop for Wal {
     fn drop(&mut self) {
         self.stop();
-    }
-}
-
-fn run_committer(shared: &Shared, committer: &mut Committer) {
-    loop {
-        let until = match committer.tick(Instant::now()) {
-            Turn::Again => continue,
-            Turn::Done => return,
-            Turn::Until(when) => Some(when),
-            Turn::Idle => None,
-        };
-        let queue = shared.queue();
-        if queue.wake || queue.abandoned {
-            continue;
-        }
-        match until.map(|when| when.saturating_duration_since(Instant::now())) {
-            Some(rest) => drop(shared.work.wait_timeout(queue, rest)),
-            None => drop(shared.work.wait(queue)),
-        }
-    }
-}
-
-fn run_preparer(shared: &Shared) {
-    loop {
-        let until = match prepare::tick(shared, Instant::now()) {
-            Turn::Again => continue,
-            Turn::Done => return,
-            Turn::Until(when) => Some(when),
-            Turn::Idle => None,
-        };
-        let space = shared.space();
-        if !space.is_idle(&shared.options, Instant::now()) {
-            continue;
-        }
-        match until.map(|when| when.saturating_duration_since(Instant::now())) {
-            Some(rest) => drop(shared.prepare.wait_timeout(space, rest)),
-            None => drop(shared.prepare.wait(space)),
-        }
     }
 }

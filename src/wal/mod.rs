@@ -65,6 +65,7 @@ mod stray;
 #[cfg(test)]
 mod tests;
 mod unreadable;
+mod workers;
 
 pub use audit::{Audit, Flaw, FlawKind, Lsns, MOST_FLAWS, audit};
 pub use error::{DecodeError, ReadError, WalError};
@@ -72,7 +73,7 @@ pub use error::{DecodeError, ReadError, WalError};
 pub use frame::wrap;
 pub use frame::{FrameKind, FrameView, Identity, decode_frame};
 pub use locate::{number_in, outbox_of, segment_bytes_of, segment_path};
-pub use log::{SpaceInfo, Stepper, Summary, Turn, Wal};
+pub use log::{SpaceInfo, Summary, Wal};
 #[cfg(any(test, feature = "testing"))]
 pub use model::{Fault, ModelStorage, Operation};
 pub use options::{Options, most_segments};
@@ -82,6 +83,7 @@ pub use recovery::Recovered;
 pub use shared::Trouble;
 pub use state::{Pending, State};
 pub use storage::{DiskStorage, File, Storage, is_unreadable};
+pub use workers::{Stepper, Turn};
 
 use crate::message::{Outgoing, Route};
 

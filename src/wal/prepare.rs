@@ -7,11 +7,11 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use super::error::WalError;
-use super::log::Turn;
 use super::segment;
 use super::shared::{Shared, Trouble};
 use super::space::{Job, Prepared};
 use super::storage::File;
+use super::workers::Turn;
 
 /// After a failure, how long until it is tried again: the disk may have room by then.
 const RETRY: Duration = Duration::from_secs(1);

@@ -15,7 +15,35 @@ use super::{BLOCK, EntryRef, Lsn, RangeSet, RouteTotal, Settled, control};
 use crate::message::Route;
 
 /// Told what became of an append.
-pub(super) type Done = Box<dyn FnOnce(Result<Lsn, Arc<WalError>>) + Send>;
+type Callback = Box<dyn FnOnce(Result<Lsn, Arc<WalError>>) + Send>;
+
+/// Answers whoever appended, once, whatever becomes of the log's thread.
+pub(super) struct Done(Option<Callback>);
+
+impl Done {
+    pub fn new(callback: impl FnOnce(Result<Lsn, Arc<WalError>>) + Send + 'static) -> Self {
+        Self(Some(Box::new(callback)))
+    }
+
+    /// A callback that panics is its owner's bug; it does not take the log down.
+    pub fn call(mut self, outcome: Result<Lsn, Arc<WalError>>) {
+        self.answer(outcome);
+    }
+
+    fn answer(&mut self, outcome: Result<Lsn, Arc<WalError>>) {
+        let Some(callback) = self.0.take() else { return };
+        let called = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| callback(outcome)));
+        if called.is_err() {
+            tracing::error!("a callback of an append panicked");
+        }
+    }
+}
+
+impl Drop for Done {
+    fn drop(&mut self) {
+        self.answer(Err(Arc::new(WalError::Closed)));
+    }
+}
 
 /// Bytes of a settlement record, at most: with its frame it takes a block, which every segment that is begun has left.
 const SETTLEMENT_BYTES: u64 = BLOCK as u64 - FRAME_HEADER as u64;
@@ -93,10 +121,10 @@ impl Group {
         Some(rest)
     }
 
-    /// Tells everybody. A callback that panics is its owner's bug; it does not take the log down.
+    /// Tells everybody.
     pub fn finish(self, outcome: Result<(), &Arc<WalError>>) {
         for (lsn, item) in (self.first_lsn..).zip(self.items) {
-            call(item.done, outcome.map(|()| lsn).map_err(Arc::clone));
+            item.done.call(outcome.map(|()| lsn).map_err(Arc::clone));
         }
     }
 
@@ -108,13 +136,6 @@ impl Group {
     pub fn into_parts(self) -> (Vec<u8>, Self) {
         let mut group = self;
         (std::mem::take(&mut group.frame), group)
-    }
-}
-
-pub(super) fn call(done: Done, outcome: Result<Lsn, Arc<WalError>>) {
-    let called = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| done(outcome)));
-    if called.is_err() {
-        tracing::error!("a callback of an append panicked");
     }
 }
 

@@ -8,8 +8,8 @@ use super::active;
 use super::committer::Committer;
 use super::error::WalError;
 use super::frame::FrameKind;
-use super::log::Turn;
 use super::queue::Group;
+use super::workers::Turn;
 
 impl Committer {
     /// Seals what nothing follows, so that damage to it can be told from a torn write.

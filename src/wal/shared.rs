@@ -47,6 +47,8 @@ pub(super) struct View {
     pub tail_bytes: usize,
     /// Why the log cannot write now.
     pub broken: Option<Trouble>,
+    /// A thread of the log panicked: nothing mends that.
+    pub panicked: Option<Trouble>,
 }
 
 impl View {
@@ -105,6 +107,18 @@ impl Shared {
 
     pub fn durable(&self) -> Lsn {
         self.durable.load(Ordering::Acquire)
+    }
+
+    /// Has both workers end where they are; whoever waits is answered.
+    pub fn abandon(&self) {
+        let mut queue = self.queue();
+        queue.abandoned = true;
+        queue.wake = true;
+        drop(queue);
+        self.work.notify_all();
+        self.space().closing = true;
+        self.prepare.notify_all();
+        self.ready.notify_all();
     }
 
     pub fn changed(&self) {

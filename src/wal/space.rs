@@ -271,6 +271,9 @@ pub(super) fn take(shared: &Shared, has_messages: bool) -> Result<Prepared, WalE
                 failed = !(error.is_no_space() && prepare::relieve(shared));
                 space = shared.space();
             }
+        } else if space.closing {
+            // Nobody is at it any more.
+            return Err(WalError::Closed);
         } else if space.doing.0 + space.making > 0 {
             // The preparer is at it: what was promised may be the one it has in hand.
             space = shared.ready.wait(space).unwrap_or_else(PoisonError::into_inner);

@@ -10,6 +10,7 @@ mod report;
 mod send;
 mod store;
 mod watchers;
+mod within;
 
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 pub use again::{Again, Attempt};
+pub use within::take as take_from_within_submit;
 
 use busy::Busy;
 use watchers::Watchers;

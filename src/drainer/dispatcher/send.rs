@@ -1,17 +1,19 @@
 //! First attempts: handed over, made to wait for room, or stored at once.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use super::{Dispatcher, lock, route_hash};
+use super::{Dispatcher, lock, route_hash, within};
 use crate::clock;
 use crate::drainer::entry::{Entry, Phase, Verdict};
 use crate::drainer::mailbox::Mail;
 use crate::drainer::slot::Slot;
 use crate::drainer::window::Full;
+use crate::drainer::words;
 use crate::message::Outgoing;
 use crate::outbox::Reservation;
 use crate::transport::{Class, Failure, Handover, Recipient, Scope, Ticket};
@@ -101,14 +103,25 @@ impl Dispatcher {
         true
     }
 
+    /// Hands a message to the transport; the lock of its slot is held. A transport that panics has taken it, unless it let
+    /// go of the ticket.
     pub(super) fn submit(&self, entry: &Arc<Entry>) -> Result<(), Arc<Failure>> {
         self.counters.attempts.fetch_add(1, Ordering::Relaxed);
         let ticket = Ticket::new(Arc::clone(entry) as Arc<dyn Recipient>);
         let handover = Handover { message: Arc::clone(&entry.message), alone: entry.alone, ticket };
-        self.transport.submit(handover).map_err(|refused| {
-            refused.handover.ticket.withdraw();
-            refused.failure
-        })
+        let (submitted, lost) =
+            within::watch(entry, || catch_unwind(AssertUnwindSafe(|| self.transport.submit(handover))));
+        match submitted {
+            Ok(Ok(())) => {}
+            Ok(Err(refused)) => {
+                refused.handover.ticket.withdraw();
+                return Err(refused.failure);
+            }
+            Err(panic) => {
+                tracing::error!(transport = %self.name, panic = words(&*panic), "the transport panicked in submit");
+            }
+        }
+        lost.map_or(Ok(()), Err)
     }
 
     /// Hands over what waits, as far as there is room. Each round takes the first waiting message of a slot, so that

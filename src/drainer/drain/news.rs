@@ -27,6 +27,7 @@ impl Drain {
                 self.first_failed(&route, partition, lane, &failure, now);
             }
             Mail::Late { route, partition, lane } => self.late(&route, partition, lane, now),
+            Mail::Reported { entry, outcome } => self.dispatcher.report(&entry, outcome),
             Mail::Available(availability) => self.available(availability, now),
             Mail::RouteUp(route) => self.blocks.hurry(route, now),
             Mail::Buried { lsn, entry, reason, error } => self.buried(lsn, &entry, reason, error, now),

@@ -1,71 +1,164 @@
-//! What waits for one stream, in units: one atomic unit of ordered messages at a time, a few of those without order.
+//! What waits for one stream, in units: a few atomic ones of ordered messages, no two of which have a lane in common,
+//! and a few of messages without order.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use super::unit::Unit;
+use crate::message::Lane;
 use crate::transport::Handover;
 
 /// Where a bigger transaction stops paying: 256 reach what the server can do [DESIGN.md 4.3].
 const UNIT_MESSAGES: usize = 256;
 /// A transaction is atomic and holds up the server's other clients: a few milliseconds at most.
 const UNIT_BYTES: usize = 1 << 20;
+/// Transactions that a stream may have outstanding: one is under way while the server works at the other.
+const ORDERED_UNITS: usize = 2;
 /// Pipelines of messages without a lane that a stream may have outstanding: enough to hide the round trip.
 const FREE_UNITS: usize = 4;
+/// How many messages are put aside at most while others, from behind them, go first.
+const SET_ASIDE: usize = 4 * UNIT_MESSAGES;
 
 /// What waits for one stream, and what of it is on its way.
 #[derive(Default)]
 pub(super) struct Stream {
-    pub(super) ordered: VecDeque<Handover>,
-    pub(super) free: VecDeque<Handover>,
-    ordered_outstanding: bool,
+    /// Came before all of `ordered`; each has its lane outstanding, unless `look_again` is set.
+    set_aside: VecDeque<Handover>,
+    /// A unit came back, and what was set aside has not been looked through since.
+    look_again: bool,
+    ordered: VecDeque<Handover>,
+    free: VecDeque<Handover>,
+    /// The lanes of the ordered units outstanding; each is in one of them.
+    lanes_outstanding: HashSet<Lane>,
+    ordered_outstanding: usize,
     free_outstanding: usize,
     /// The writer knows that it may have something to send.
     pub(super) queued: bool,
 }
 
 impl Stream {
+    pub(super) fn push(&mut self, handover: Handover) {
+        let queue = if handover.message.lane.is_some() { &mut self.ordered } else { &mut self.free };
+        queue.push_back(handover);
+    }
+
     /// The next piece of work, if the rules allow one now.
     pub(super) fn next_unit(&mut self) -> Option<Unit> {
-        if !self.ordered_outstanding && !self.ordered.is_empty() {
-            self.ordered_outstanding = true;
-            return Some(Unit { ordered: true, messages: take_some(&mut self.ordered) });
+        if self.ordered_outstanding < ORDERED_UNITS {
+            let messages = self.take_ordered();
+            if !messages.is_empty() {
+                self.ordered_outstanding += 1;
+                self.lanes_outstanding.extend(messages.iter().filter_map(|handover| handover.message.lane));
+                return Some(Unit { ordered: true, messages });
+            }
         }
         if self.free_outstanding < FREE_UNITS && !self.free.is_empty() {
             self.free_outstanding += 1;
-            return Some(Unit { ordered: false, messages: take_some(&mut self.free) });
+            let mut filling = Filling::default();
+            while let Some(next) = self.free.pop_front() {
+                if let Err(next) = filling.add(next) {
+                    self.free.push_front(next);
+                    break;
+                }
+            }
+            return Some(Unit { ordered: false, messages: filling.messages });
         }
         None
+    }
+
+    /// A unit's worth of what has no lane outstanding: what was set aside first, so that each lane keeps its order.
+    fn take_ordered(&mut self) -> Vec<Handover> {
+        let mut filling = Filling::default();
+        if std::mem::take(&mut self.look_again) {
+            let mut kept = VecDeque::new();
+            while let Some(next) = self.set_aside.pop_front() {
+                if self.is_outstanding(&next) {
+                    kept.push_back(next);
+                } else if let Err(next) = filling.add(next) {
+                    self.set_aside.push_front(next);
+                    self.look_again = true;
+                    break;
+                }
+            }
+            kept.append(&mut self.set_aside);
+            self.set_aside = kept;
+        }
+        while !self.look_again
+            && self.set_aside.len() < SET_ASIDE
+            && let Some(next) = self.ordered.pop_front()
+        {
+            if self.is_outstanding(&next) {
+                self.set_aside.push_back(next);
+            } else if let Err(next) = filling.add(next) {
+                self.ordered.push_front(next);
+                break;
+            }
+        }
+        filling.messages
+    }
+
+    fn is_outstanding(&self, handover: &Handover) -> bool {
+        handover.message.lane.is_some_and(|lane| self.lanes_outstanding.contains(&lane))
     }
 
     /// The replies to a unit came.
     pub(super) fn returned(&mut self, unit: &Unit) {
         if unit.ordered {
-            self.ordered_outstanding = false;
+            self.ordered_outstanding -= 1;
+            self.look_again = true;
+            for lane in unit.messages.iter().filter_map(|handover| handover.message.lane) {
+                self.lanes_outstanding.remove(&lane);
+            }
         } else {
             self.free_outstanding -= 1;
         }
     }
 
+    /// Takes out what waits of these lanes, in order.
+    pub(super) fn sweep(&mut self, lanes: &HashSet<Lane>) -> Vec<Handover> {
+        let concerned = |handover: &Handover| handover.message.lane.is_some_and(|lane| lanes.contains(&lane));
+        let mut swept = Vec::new();
+        for queue in [&mut self.set_aside, &mut self.ordered] {
+            let (taken, kept): (VecDeque<_>, _) = queue.drain(..).partition(concerned);
+            *queue = kept;
+            swept.extend(taken);
+        }
+        swept
+    }
+
+    /// Everything that waits, each lane in order.
+    pub(super) fn into_waiting(self) -> impl Iterator<Item = Handover> {
+        self.set_aside.into_iter().chain(self.ordered).chain(self.free)
+    }
+
     /// Whether nothing waits and nothing is on its way.
     pub(super) fn is_idle(&self) -> bool {
-        self.ordered.is_empty() && self.free.is_empty() && !self.ordered_outstanding && self.free_outstanding == 0
+        let waiting = self.set_aside.len() + self.ordered.len() + self.free.len();
+        waiting + self.ordered_outstanding + self.free_outstanding == 0
     }
 }
 
-/// From the front: one message at least, no more than a unit may hold, one that is to go alone by itself.
-fn take_some(queue: &mut VecDeque<Handover>) -> Vec<Handover> {
-    let mut taken: Vec<Handover> = Vec::with_capacity(queue.len().min(UNIT_MESSAGES));
-    let mut bytes = 0;
-    while let Some(next) = queue.front() {
-        bytes += next.message.message.size();
-        let full =
-            taken.len() == UNIT_MESSAGES || bytes > UNIT_BYTES || next.alone || taken.iter().any(|one| one.alone);
-        if full && !taken.is_empty() {
-            break;
+/// A unit in the making: one message at least, no more than it may hold, one that is to go alone by itself.
+#[derive(Default)]
+struct Filling {
+    messages: Vec<Handover>,
+    bytes: usize,
+}
+
+impl Filling {
+    /// Adds a message, or gives it back if it has to wait for the next unit.
+    fn add(&mut self, handover: Handover) -> Result<(), Handover> {
+        let bytes = self.bytes + handover.message.message.size();
+        let full = self.messages.len() == UNIT_MESSAGES
+            || bytes > UNIT_BYTES
+            || handover.alone
+            || self.messages.last().is_some_and(|last| last.alone);
+        if full && !self.messages.is_empty() {
+            return Err(handover);
         }
-        taken.extend(queue.pop_front());
+        self.bytes = bytes;
+        self.messages.push(handover);
+        Ok(())
     }
-    taken
 }
 
 #[cfg(test)]
@@ -82,36 +175,126 @@ mod tests {
         fn report(self: Arc<Self>, _: Outcome) {}
     }
 
-    fn queue(sizes: impl IntoIterator<Item = (usize, bool)>) -> VecDeque<Handover> {
-        let handover = |(size, alone)| {
-            let route = Route { transport: "redis".into(), destination: "s".into() };
-            let message = Message::to("s").payload(vec![0; size]);
-            let outgoing = Outgoing { id: MessageId::new(1, 1), route, lane: None, timestamp: 0, message };
-            Handover { message: Arc::new(outgoing), alone, ticket: Ticket::new(Arc::new(Deaf)) }
-        };
-        sizes.into_iter().map(handover).collect()
+    fn handover(number: u64, lane: Option<u128>, size: usize, alone: bool) -> Handover {
+        let route = Route { transport: "redis".into(), destination: "s".into() };
+        let message = Message::to("s").payload(vec![0; size]);
+        let id = MessageId::new(1, number);
+        let outgoing = Outgoing { id, route, lane: lane.map(Lane), timestamp: 0, message };
+        Handover { message: Arc::new(outgoing), alone, ticket: Ticket::new(Arc::new(Deaf)) }
     }
 
-    fn units(mut queue: VecDeque<Handover>) -> Vec<usize> {
-        std::iter::from_fn(|| Some(take_some(&mut queue).len()).filter(|taken| *taken > 0)).collect()
+    /// A stream with messages of these lanes, numbered from 0.
+    fn stream(lanes: impl IntoIterator<Item = Option<u128>>) -> Stream {
+        let mut stream = Stream::default();
+        lanes.into_iter().zip(0..).for_each(|(lane, number)| stream.push(handover(number, lane, 1, false)));
+        stream
+    }
+
+    fn numbers(unit: &Unit) -> Vec<u64> {
+        unit.messages.iter().map(|handover| handover.message.id.number()).collect()
+    }
+
+    fn next(stream: &mut Stream) -> Vec<Unit> {
+        std::iter::from_fn(|| stream.next_unit()).collect()
+    }
+
+    fn units(handovers: impl IntoIterator<Item = (usize, bool)>) -> Vec<usize> {
+        let mut stream = Stream::default();
+        handovers.into_iter().for_each(|(size, alone)| stream.push(handover(1, Some(1), size, alone)));
+        let one = || {
+            let unit = stream.next_unit()?;
+            stream.returned(&unit);
+            Some(unit.messages.len())
+        };
+        std::iter::from_fn(one).collect()
     }
 
     #[test]
     fn a_unit_is_bounded_and_a_message_to_be_judged_alone_has_one_of_its_own() {
-        assert_eq!(units(queue((0..600).map(|_| (1, false)))), [256, 256, 88]);
-        assert_eq!(units(queue([(1, false), (UNIT_BYTES, false), (2 * UNIT_BYTES, false), (1, false)])), [1, 1, 1, 1]);
-        assert_eq!(units(queue([false, false, true, true, false].map(|alone| (1, alone)))), [2, 1, 1, 1]);
+        assert_eq!(units((0..600).map(|_| (1, false))), [256, 256, 88]);
+        assert_eq!(units([(1, false), (UNIT_BYTES, false), (2 * UNIT_BYTES, false), (1, false)]), [1, 1, 1, 1]);
+        assert_eq!(units([false, false, true, true, false].map(|alone| (1, alone))), [2, 1, 1, 1]);
     }
 
     #[test]
-    fn a_stream_has_one_ordered_unit_outstanding_and_a_few_without_order() {
-        let (ordered, free) = (queue([(1, false); 300]), queue([(1, false); 2000]));
-        let mut stream = Stream { ordered, free, ..Stream::default() };
-        let units: Vec<_> = std::iter::from_fn(|| stream.next_unit()).collect();
+    fn a_stream_has_a_few_units_of_each_kind_outstanding() {
+        let ordered = (0..1000).map(Some);
+        let mut stream = stream(ordered.chain([None; 2000]));
+        let units = next(&mut stream);
         let kinds: Vec<_> = units.iter().map(|unit| (unit.ordered, unit.messages.len())).collect();
-        assert_eq!(kinds, [(true, 256), (false, 256), (false, 256), (false, 256), (false, 256)]);
-        stream.returned(&units[0]);
-        assert_eq!(stream.next_unit().map(|unit| (unit.ordered, unit.messages.len())), Some((true, 44)));
+        let (two, four) = ([(true, 256); ORDERED_UNITS], [(false, 256); FREE_UNITS]);
+        assert_eq!(kinds, [&two[..], &four[..]].concat());
+        stream.returned(&units[1]);
+        assert_eq!(stream.next_unit().map(|unit| (unit.ordered, unit.messages.len())), Some((true, 256)));
         assert!(stream.next_unit().is_none() && !stream.is_idle());
+    }
+
+    #[test]
+    fn what_has_its_lane_outstanding_waits_and_what_has_not_goes_first() {
+        // The first unit is full of lane 7; behind it are more of lane 7, and two of lane 8 between them.
+        let mut stream = stream((0..260).map(|number| Some(if [257, 259].contains(&number) { 8 } else { 7 })));
+        let outstanding = next(&mut stream);
+        assert_eq!(numbers(&outstanding[0]), (0..256).collect::<Vec<_>>());
+        assert_eq!(outstanding[1..].iter().map(numbers).collect::<Vec<_>>(), [[257, 259]]);
+        // Of lane 8 there is one more, which comes while it is outstanding.
+        stream.push(handover(260, Some(8), 1, false));
+        assert!(next(&mut stream).is_empty());
+        stream.returned(&outstanding[0]);
+        assert_eq!(next(&mut stream).iter().map(numbers).collect::<Vec<_>>(), [[256, 258]]);
+        stream.returned(&outstanding[1]);
+        assert_eq!(next(&mut stream).iter().map(numbers).collect::<Vec<_>>(), [[260]]);
+    }
+
+    #[test]
+    fn a_sweep_takes_what_was_set_aside_before_the_rest() {
+        let mut stream = stream((0..260).map(|_| Some(7)).chain([Some(8)]));
+        let outstanding = next(&mut stream);
+        assert_eq!(outstanding.len(), 2, "lane 8 goes before what was set aside");
+        stream.push(handover(300, Some(7), 1, false));
+        stream.push(handover(301, Some(9), 1, false));
+        let swept = stream.sweep(&HashSet::from([Lane(7)]));
+        let swept: Vec<_> = swept.iter().map(|handover| handover.message.id.number()).collect();
+        assert_eq!(swept, [256, 257, 258, 259, 300]);
+        outstanding.iter().for_each(|unit| stream.returned(unit));
+        assert_eq!(next(&mut stream).iter().map(numbers).collect::<Vec<_>>(), [[301]]);
+    }
+
+    /// Whatever comes and goes in whatever turn: each lane in order, in one unit at a time, and nothing is left.
+    #[test]
+    fn lanes_keep_their_order_in_any_turn() {
+        let seed = fastrand::u64(..);
+        println!("seed {seed}");
+        let mut random = fastrand::Rng::with_seed(seed);
+        for _ in 0..200 {
+            let (mut stream, mut outstanding) = (Stream::default(), Vec::<Unit>::new());
+            let (lanes, total) = (random.u128(1..600), random.u64(0..4000));
+            let (mut pushed, mut last) = (0, std::collections::HashMap::new());
+            loop {
+                for _ in 0..random.usize(0..1500) {
+                    if pushed < total {
+                        let alone = random.u8(0..50) == 0;
+                        stream.push(handover(pushed, Some(random.u128(0..lanes)), random.usize(0..9000), alone));
+                        pushed += 1;
+                    }
+                }
+                for unit in next(&mut stream) {
+                    for handover in &unit.messages {
+                        let (lane, number) = (handover.message.lane.unwrap(), handover.message.id.number());
+                        let elsewhere = outstanding.iter().flat_map(|unit| &unit.messages);
+                        assert!(elsewhere.filter(|other| other.message.lane == Some(lane)).count() == 0, "seed {seed}");
+                        assert!(last.insert(lane, number).is_none_or(|before| before < number), "seed {seed}");
+                    }
+                    outstanding.push(unit);
+                }
+                if outstanding.is_empty() && pushed == total {
+                    break;
+                }
+                if !outstanding.is_empty() {
+                    let unit = outstanding.swap_remove(random.usize(..outstanding.len()));
+                    stream.returned(&unit);
+                }
+            }
+            assert!(stream.is_idle(), "seed {seed}");
+        }
     }
 }

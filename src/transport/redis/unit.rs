@@ -26,7 +26,7 @@ use crate::transport::{Class, Failure, Handover, Outcome, Scope};
 
 /// One piece of work for the server. Without messages it is a `PING`.
 pub(super) struct Unit {
-    /// Its messages keep their order; at most one such unit of a stream is outstanding.
+    /// Its messages keep their order; no lane is in two such units at a time.
     pub ordered: bool,
     pub messages: Vec<Handover>,
 }

@@ -145,8 +145,7 @@ impl Writer {
             if !std::mem::replace(&mut stream.queued, true) {
                 self.ready.push_back(name.clone());
             }
-            let queue = if handover.message.lane.is_some() { &mut stream.ordered } else { &mut stream.free };
-            queue.push_back(handover);
+            stream.push(handover);
         }
         deadline
     }
@@ -216,11 +215,7 @@ impl Writer {
 
     fn sweep(&mut self, stream: &str, lanes: &HashSet<Lane>) -> Vec<Handover> {
         self.take_in();
-        let Some(stream) = self.streams.get_mut(stream) else { return Vec::new() };
-        let concerned = |handover: &Handover| handover.message.lane.is_some_and(|lane| lanes.contains(&lane));
-        let (swept, kept) = stream.ordered.drain(..).partition(concerned);
-        stream.ordered = kept;
-        Vec::from(swept)
+        self.streams.get_mut(stream).map_or_else(Vec::new, |stream| stream.sweep(lanes))
     }
 
     /// Drops the connection first, so that nothing more is written, then reports what it owned.
@@ -243,7 +238,7 @@ impl Writer {
         let mut verdicts = sent;
         for (_, stream) in self.streams.drain() {
             let failed = || Outcome::Failed { failure: failure.clone(), possibly_delivered: false };
-            verdicts.extend(stream.ordered.into_iter().chain(stream.free).map(|handover| (handover, failed())));
+            verdicts.extend(stream.into_waiting().map(|handover| (handover, failed())));
         }
         if !closing && self.told.as_ref() != Some(&failure) {
             tracing::warn!(class = ?failure.class, reason = %failure.reason, owned = verdicts.len(), "Redis cannot be used");
