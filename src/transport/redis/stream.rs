@@ -1,5 +1,5 @@
-//! What waits for one stream, in units: a few atomic ones of ordered messages, no two of which have a lane in common,
-//! and a few of messages without order.
+//! What waits for one stream, in units: a few of ordered messages, no two of which have a lane in common, and a few of
+//! messages without order.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -11,7 +11,7 @@ use crate::transport::Handover;
 const UNIT_MESSAGES: usize = 256;
 /// A transaction is atomic and holds up the server's other clients: a few milliseconds at most.
 const UNIT_BYTES: usize = 1 << 20;
-/// Transactions that a stream may have outstanding: one is under way while the server works at the other.
+/// Units of ordered messages that a stream may have outstanding: one is under way while the server works at the other.
 const ORDERED_UNITS: usize = 2;
 /// Pipelines of messages without a lane that a stream may have outstanding: enough to hide the round trip.
 const FREE_UNITS: usize = 4;
@@ -47,8 +47,10 @@ impl Stream {
             let messages = self.take_ordered();
             if !messages.is_empty() {
                 self.ordered_outstanding += 1;
+                let before = self.lanes_outstanding.len();
                 self.lanes_outstanding.extend(messages.iter().filter_map(|handover| handover.message.lane));
-                return Some(Unit { ordered: true, messages });
+                let atomic = self.lanes_outstanding.len() - before < messages.len();
+                return Some(Unit { ordered: true, atomic, messages });
             }
         }
         if self.free_outstanding < FREE_UNITS && !self.free.is_empty() {
@@ -60,7 +62,7 @@ impl Stream {
                     break;
                 }
             }
-            return Some(Unit { ordered: false, messages: filling.messages });
+            return Some(Unit::free(filling.messages));
         }
         None
     }
@@ -222,6 +224,7 @@ mod tests {
         let mut stream = stream(ordered.chain([None; 2000]));
         let units = next(&mut stream);
         let kinds: Vec<_> = units.iter().map(|unit| (unit.ordered, unit.messages.len())).collect();
+        assert!(units.iter().all(|unit| !unit.atomic), "each has a lane of its own, or none");
         let (two, four) = ([(true, 256); ORDERED_UNITS], [(false, 256); FREE_UNITS]);
         assert_eq!(kinds, [&two[..], &four[..]].concat());
         stream.returned(&units[1]);
@@ -235,6 +238,7 @@ mod tests {
         let mut stream = stream((0..260).map(|number| Some(if [257, 259].contains(&number) { 8 } else { 7 })));
         let outstanding = next(&mut stream);
         assert_eq!(numbers(&outstanding[0]), (0..256).collect::<Vec<_>>());
+        assert!(outstanding.iter().all(|unit| unit.atomic));
         assert_eq!(outstanding[1..].iter().map(numbers).collect::<Vec<_>>(), [[257, 259]]);
         // Of lane 8 there is one more, which comes while it is outstanding.
         stream.push(handover(260, Some(8), 1, false));

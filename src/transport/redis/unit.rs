@@ -1,7 +1,8 @@
 //! What goes to the server in one piece, and what its replies say about each message in it.
 //!
-//! A unit holds messages of one stream. An ordered one is a transaction, because an error reply in mid-pipeline
-//! does not stop what follows it, and then a later message of a lane would be appended before an earlier one:
+//! A unit holds messages of one stream. If two of them are of one lane, it is a transaction, because an error reply in
+//! mid-pipeline does not stop what follows it, and then a later message of the lane would be appended before an earlier
+//! one:
 //!
 //! - Errors that depend on the server's state (`OOM`, `MISCONF`, `NOREPLICAS`, `READONLY`, `BUSY`, `NOPERM`, …) come
 //!   when a command is queued, or instead of `EXEC`. Either aborts the whole: nothing was appended.
@@ -10,7 +11,7 @@
 //!   which no message reaches.
 //!
 //! Should a reply contradict this, the later message counts as failed, possibly delivered, and the log says so.
-//! A unit of one message needs no transaction.
+//! Where each message is of another lane, or of none, a plain pipeline does, which costs the server less.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -28,6 +29,8 @@ use crate::transport::{Class, Failure, Handover, Outcome, Scope};
 pub(super) struct Unit {
     /// Its messages keep their order; no lane is in two such units at a time.
     pub ordered: bool,
+    /// Two of its messages are of one lane, so it has to be a transaction.
+    pub atomic: bool,
     pub messages: Vec<Handover>,
 }
 
@@ -47,8 +50,9 @@ enum Fate {
 }
 
 impl Unit {
-    fn is_transaction(&self) -> bool {
-        self.ordered && self.messages.len() > 1
+    /// Messages that need no order.
+    pub(super) fn free(messages: Vec<Handover>) -> Self {
+        Self { ordered: false, atomic: false, messages }
     }
 
     /// The commands, and how many replies they get.
@@ -58,13 +62,13 @@ impl Unit {
             pipeline.cmd("PING");
         }
         // `Pipeline::atomic` would hide why a server refuses EXEC, so both commands are written here.
-        if self.is_transaction() {
+        if self.atomic {
             pipeline.cmd("MULTI");
         }
         for handover in &self.messages {
             pipeline.add_command(entry::command(config, &handover.message));
         }
-        if self.is_transaction() {
+        if self.atomic {
             pipeline.cmd("EXEC");
         }
         let replies = pipeline.len();
@@ -85,7 +89,7 @@ impl Unit {
                 refused(error, &mut broken);
             }
             Vec::new()
-        } else if self.is_transaction() {
+        } else if self.atomic {
             transaction(self.messages.len(), values, &mut broken)
         } else {
             each(self.messages.len(), values, &mut broken)

@@ -124,7 +124,7 @@ impl Writer {
                 }
                 () = self.shared.wake.notified() => {}
                 () = tokio::time::sleep_until(quiet_since + PING_INTERVAL), if session.calls.is_empty() => {
-                    session.send(&self.config, "".into(), Unit { ordered: false, messages: Vec::new() });
+                    session.send(&self.config, "".into(), Unit::free(Vec::new()));
                 }
                 () = sleep_until(deadline), if deadline.is_some() => {}
             }

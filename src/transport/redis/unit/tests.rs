@@ -16,7 +16,8 @@ fn unit(lanes: &[u128]) -> Unit {
         let message = Outgoing { id, route, lane: Some(Lane(*lane)), timestamp: 0, message: Message::to("s") };
         Handover { message: Arc::new(message), alone: false, ticket: Ticket::new(Arc::new(Deaf)) }
     };
-    Unit { ordered: true, messages: lanes.iter().enumerate().map(handover).collect() }
+    let atomic = lanes.iter().collect::<HashSet<_>>().len() < lanes.len();
+    Unit { ordered: true, atomic, messages: lanes.iter().enumerate().map(handover).collect() }
 }
 
 /// Replies as the client parses them from the wire; lines of their own, `[` opens the array of EXEC.
@@ -119,12 +120,16 @@ fn replies_that_make_no_sense_leave_the_fate_open_and_end_the_connection() {
 }
 
 #[test]
-fn one_message_goes_without_a_transaction() {
+fn messages_of_different_lanes_go_without_a_transaction() {
     let (pipeline, replies) = unit(&[1]).pipeline(&RedisConfig::default());
     assert_eq!((pipeline.len(), replies), (1, 1));
     let (pipeline, replies) = unit(&[1, 1]).pipeline(&RedisConfig::default());
     assert_eq!((pipeline.len(), replies), (4, 4));
     assert_eq!(words(unit(&[1]), &[&bulk("7-3")]), (vec!["7-3".to_owned()], false));
+    let (pipeline, replies) = unit(&[1, 2, 3]).pipeline(&RedisConfig::default());
+    assert_eq!((pipeline.len(), replies), (3, 3));
+    let expected = ["7-3", "transient", "7-4"].map(str::to_owned).to_vec();
+    assert_eq!(words(unit(&[1, 2, 3]), &[&bulk("7-3"), "-OOM x", &bulk("7-4")]), (expected, false));
 }
 
 #[test]
