@@ -318,7 +318,8 @@ fn a_drainer_that_panicked_is_told_of_and_the_next_start_delivers() {
     producer.blocking_close(LONG).unwrap();
 }
 
-/// A window full of messages, and as many that waited for it, were a reason to say that the outbox is full.
+/// A window full of messages, and as many that waited for it, were a reason to say that the outbox is full; so was a log
+/// that was just opening the segment for the first of them.
 #[test]
 fn a_broker_slower_than_its_callers_fills_the_outbox_and_refuses_nothing() {
     let (dir, broker) = (TempDir::new().unwrap(), Broker::new());

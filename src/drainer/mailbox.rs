@@ -95,10 +95,13 @@ pub struct Mailbox {
 }
 
 impl Mailbox {
-    /// Puts mail in and rings.
+    /// Puts mail in and rings. Nobody reads it any more once the drainer is to end: then it is dropped.
     pub fn post(&self, mail: Mail) {
         let first = {
             let mut inside = self.lock();
+            if inside.stop {
+                return;
+            }
             inside.mail.push(mail);
             !std::mem::replace(&mut inside.kicked, true)
         };
@@ -147,5 +150,21 @@ impl Mailbox {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inside> {
         self.inside.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is reported after the end would be kept for ever: it holds the dispatcher, which holds the mailbox.
+    #[test]
+    fn what_comes_after_the_end_is_not_kept() {
+        let (mailbox, mut mail) = (Mailbox::default(), Vec::new());
+        mailbox.post(Mail::RouteUp(1));
+        mailbox.stop();
+        mailbox.post(Mail::RouteUp(2));
+        assert!(!mailbox.take(&mut mail));
+        assert!(matches!(mail[..], [Mail::RouteUp(1)]), "{}", mail.len());
     }
 }

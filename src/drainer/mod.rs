@@ -41,6 +41,7 @@ pub fn start(dispatcher: &Arc<Dispatcher>, options: DrainOptions) -> io::Result<
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(&dispatcher, options))) {
             let reason = format!("the drainer panicked, what is stored waits for a restart: {}", words(&*panic));
             tracing::error!(transport = %dispatcher.name(), reason);
+            dispatcher.mailbox().stop();
             dispatcher.set_view(View { panicked: Some((reason, clock::unix_millis())), ..dispatcher.view() });
         }
     })

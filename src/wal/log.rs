@@ -242,7 +242,7 @@ impl Wal {
 
     /// Bytes (in [footprints](Self::footprint)) that are sure to find room in segments prepared already.
     pub fn usable(&self) -> u64 {
-        self.shared.space().usable(&self.shared.options)
+        self.shared.space().usable_meanwhile(&self.shared.options)
     }
 
     /// Asks for so much to be prepared, as far as the limit of segments allows. [`Options::on_change`] tells when

@@ -87,6 +87,8 @@ pub(super) struct Space {
     room: u64,
     /// Of the two newest segments those that moving on will free: see [`FOR_CONTROLS`].
     coming_free: usize,
+    /// A segment was taken to be the current one, and its room is not known yet.
+    opening: bool,
     pub closing: bool,
 }
 
@@ -157,6 +159,7 @@ impl Space {
         self.room = room;
         self.overhead = overhead;
         self.coming_free = coming_free;
+        self.opening = false;
     }
 
     pub fn recycle(&mut self, number: u64, failed: bool) {
@@ -165,6 +168,7 @@ impl Space {
     }
 
     pub fn discard(&mut self, path: PathBuf) {
+        self.opening = false;
         self.jobs.push_back(Job::Discard(path));
     }
 
@@ -189,6 +193,15 @@ impl Space {
         let Some(promised) = (self.prepared.len() + self.coming()).checked_sub(self.kept_back()) else { return 0 };
         let current = self.room.saturating_sub(u64::from(options.record_bytes - BLOCK));
         promised as u64 * self.each(options) + current
+    }
+
+    /// The same for somebody who comes while the log moves on: what it moves on to is neither prepared nor current.
+    pub fn usable_meanwhile(&self, options: &Options) -> u64 {
+        if !self.opening {
+            return self.usable(options);
+        }
+        let segments = (self.prepared.len() + self.coming() + 1).saturating_sub(self.kept_back());
+        segments as u64 * self.each(options)
     }
 
     /// Whether the limit leaves a segment to messages; those for settlements do not count.
@@ -230,6 +243,7 @@ impl Space {
 
     /// A segment that was taken and not used is ready as before.
     pub fn give_back(&mut self, prepared: Prepared) {
+        self.opening = false;
         self.in_use = self.in_use.saturating_sub(1);
         self.prepared.push(prepared);
     }
@@ -253,6 +267,7 @@ pub(super) fn take(shared: &Shared, has_messages: bool) -> Result<Prepared, WalE
             && let Some(prepared) = space.prepared.pop()
         {
             space.in_use += 1;
+            space.opening = true;
             drop(space);
             shared.prepare.notify_one();
             return Ok(prepared);
@@ -303,5 +318,6 @@ pub(super) fn take(shared: &Shared, has_messages: bool) -> Result<Prepared, WalE
     let ready = if gives && space.prepared.len() > LAST { space.prepared.pop().map(Ok) } else { None };
     let taken = ready.unwrap_or(made);
     space.in_use += usize::from(taken.is_ok());
+    space.opening = taken.is_ok();
     taken
 }
