@@ -15,7 +15,9 @@ fn planted_settle_before_delivery_is_caught() {
 
 #[test]
 fn planted_reuse_acked_lsn_is_caught() {
-    assert_caught(SIGKILL, "reuse-acked-lsn", ROUNDS, &[LOST, "stands for two messages", "arrived as"]);
+    // What the numbers were given to first may show as damage before anybody misses it.
+    let damaged = "a kill damages nothing";
+    assert_caught(SIGKILL, "reuse-acked-lsn", ROUNDS, &[LOST, "stands for two messages", "arrived as", damaged]);
 }
 
 #[test]
