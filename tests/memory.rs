@@ -2,8 +2,7 @@
 //! pending, while they are stored, at rest after a restart, and while they are drained.
 //!
 //! With the default settings, on a broker in memory that keeps nothing, in a process of its own. `OUTLAST_TEST_PENDING`
-//! is the number of messages (1,000,000). What the process itself takes, the broker and
-//! the test included, counts.
+//! is the number of messages (1,000,000). What the process itself takes, the broker and the test included, counts.
 
 #![cfg(all(feature = "testing", target_os = "linux"))]
 

@@ -4,6 +4,7 @@
 mod redis_support;
 
 use std::io::Write;
+#[cfg(feature = "tls")]
 use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -12,7 +13,9 @@ use outlast::transport::redis::{RedisConfig, RedisTransport, Secret, Trim};
 use outlast::transport::{Availability, Class, Failure, Monitor, Outcome, Scope, Transport};
 use outlast::{Message, Position};
 use redis::Value;
-use redis_support::{Bench, PATIENCE, Server, command, connect, contents, file, shared_server, unused};
+#[cfg(feature = "tls")]
+use redis_support::file;
+use redis_support::{Bench, PATIENCE, Server, command, connect, contents, shared_server, unused};
 
 const CANARY: &str = "canary-7f3a";
 

@@ -240,7 +240,8 @@ impl Wal {
         }
     }
 
-    /// Bytes (in [footprints](Self::footprint)) that are sure to find room in segments prepared already.
+    /// Bytes (in [footprints](Self::footprint)) that are sure to find room in segments prepared already, or in the one
+    /// that is being opened, unless that fails.
     pub fn usable(&self) -> u64 {
         self.shared.space().usable_meanwhile(&self.shared.options)
     }
@@ -292,7 +293,7 @@ impl Wal {
         holes
     }
 
-    /// Why the log cannot be written, if it cannot; the next append tries again.
+    /// Why the log cannot be written, if it cannot; the next append tries again, unless a thread of the log panicked.
     pub fn health(&self) -> Option<Trouble> {
         let view = self.shared.view();
         view.panicked.as_ref().or(view.broken.as_ref()).cloned()

@@ -143,24 +143,35 @@ fn a_free_segment_that_could_not_be_taken_over_is_tried_again() {
     }
 }
 
-/// Used segments count for what may be reserved as soon as nothing in them is needed. The preparer then removed all but
-/// two: on a disk that had filled up meanwhile a message with a reservation found no room.
-#[test]
-fn used_segments_that_were_promised_are_not_removed() {
-    let storage = ModelStorage::new(1);
-    let mut rig = Rig::new(&storage, Options { max_segments: 12, ..options() });
+/// A log full of segments in which nothing is needed any more, and what is promised of them: nothing yet.
+fn all_used(storage: &ModelStorage) -> (Rig, Arc<AtomicU64>) {
+    let mut rig = Rig::new(storage, Options { max_segments: 12, ..options() });
     let promised = Arc::new(AtomicU64::new(0));
     rig.wal.keep_promised(Arc::clone(&promised));
     let taken = fill(&mut rig, QUARTER);
     rig.settle(1, *taken.last().expect("some"));
     commit(&mut rig);
+    (rig, promised)
+}
+
+/// What one of the messages takes.
+fn quarter() -> u64 {
+    Wal::footprint(EntryRef::Message(&super::tests::message(1, "orders", &[1; QUARTER])))
+}
+
+/// Used segments count for what may be reserved as soon as nothing in them is needed. The preparer then removed all but
+/// two: on a disk that had filled up meanwhile a message with a reservation found no room.
+#[test]
+fn used_segments_that_were_promised_are_not_removed() {
+    let storage = ModelStorage::new(1);
+    let (mut rig, promised) = all_used(&storage);
     let usable = rig.wal.usable();
     assert!(usable > 300_000, "{usable}");
     promised.store(usable, Ordering::Release);
     storage.on_call(|_, call| matches!(call, Operation::Allocate(_)).then_some(Fault::Error(ENOSPC)));
     rig.wait(0);
     assert!(rig.wal.usable() >= usable, "{} of {usable} are left", rig.wal.usable());
-    let each = Wal::footprint(EntryRef::Message(&super::tests::message(1, "orders", &[1; QUARTER])));
+    let each = quarter();
     for _ in 0..usable / each {
         rig.append(QUARTER);
         rig.run();
@@ -173,13 +184,8 @@ fn used_segments_that_were_promised_are_not_removed() {
 #[test]
 fn a_directory_that_cannot_grow_is_given_room_by_removing_what_was_not_promised() {
     let storage = ModelStorage::new(1);
-    let mut rig = Rig::new(&storage, Options { max_segments: 12, ..options() });
-    let promised = Arc::new(AtomicU64::new(0));
-    rig.wal.keep_promised(Arc::clone(&promised));
-    let taken = fill(&mut rig, QUARTER);
-    rig.settle(1, *taken.last().expect("some"));
-    commit(&mut rig);
-    let each = Wal::footprint(EntryRef::Message(&super::tests::message(1, "orders", &[1; QUARTER])));
+    let (mut rig, promised) = all_used(&storage);
+    let each = quarter();
     promised.store(8 * each, Ordering::Release);
     let mut room = 0_u32;
     storage.on_call(move |_, call| match call {
@@ -224,6 +230,11 @@ impl Gate {
             waiting = self.changed.wait(waiting).expect("not poisoned");
         }
         *waiting = false;
+    }
+
+    fn wait_for_somebody(&self) {
+        let waiting = self.waiting.lock().expect("not poisoned");
+        drop(self.changed.wait_while(waiting, |waiting| !*waiting).expect("not poisoned"));
     }
 
     fn open(&self) {
@@ -278,11 +289,7 @@ fn a_promised_segment_that_the_preparer_has_in_hand_is_waited_for() {
     gate.shut.store(true, Ordering::Release);
     let (mut prepare, now) = (rig.stepper.preparer(), rig.now);
     let preparer = std::thread::spawn(move || prepare(now));
-    let mut waiting = gate.waiting.lock().expect("not poisoned");
-    while !*waiting {
-        waiting = gate.changed.wait(waiting).expect("not poisoned");
-    }
-    drop(waiting);
+    gate.wait_for_somebody();
     let opens = std::thread::spawn(move || {
         std::thread::sleep(Duration::from_millis(100));
         gate.open();
@@ -292,4 +299,29 @@ fn a_promised_segment_that_the_preparer_has_in_hand_is_waited_for() {
     assert_eq!(rig.accepted(), [lsn]);
     assert_eq!(preparer.join().expect("it ends"), Turn::Again);
     opens.join().expect("it ends");
+}
+
+/// While a segment was opened it was neither prepared nor the current one: whoever asked for room meanwhile was told that
+/// the log is full.
+#[test]
+fn a_segment_that_is_being_opened_counts_as_room() {
+    let storage = ModelStorage::new(1);
+    let gate = Arc::new(Gate::default());
+    let seen = Arc::new(Gated { disk: storage.clone(), gate: Arc::clone(&gate) });
+    let mut rig = Rig::on(&storage, seen, options());
+    rig.wal.request(1);
+    rig.run();
+    assert!(rig.wal.usable() > 0);
+    gate.shut.store(true, Ordering::Release);
+    rig.append(QUARTER);
+    let (wal, stepper, now) = (&rig.wal, &mut rig.stepper, rig.now);
+    let meanwhile = std::thread::scope(|scope| {
+        scope.spawn(|| while stepper.commit(now) == Turn::Again {});
+        gate.wait_for_somebody();
+        let usable = wal.usable();
+        gate.open();
+        usable
+    });
+    assert!(meanwhile > 0 && meanwhile >= wal.usable(), "{meanwhile} meanwhile, {} after", wal.usable());
+    assert_eq!(rig.accepted().len(), 1);
 }

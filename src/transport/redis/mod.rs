@@ -3,9 +3,9 @@
 //! One connection, one thread, one writer task on it: [`RedisTransport::submit`](Transport::submit) puts a message
 //! into the intake and returns; the writer gathers what is there into units of one stream each, so that many
 //! senders share a round trip. Messages are pipelined; where two of a unit are of one lane, it is a transaction. A
-//! stream may have two units of messages with a lane outstanding, which have none in common. Nothing is tried again here. When the connection breaks, or a reply
-//! takes too long, everything owned is reported as failed, and then a new connection is made; until it stands,
-//! messages are refused.
+//! stream may have two units of messages with a lane outstanding, which have none in common. Nothing is tried again
+//! here. When the connection breaks, or a reply takes too long, everything owned is reported as failed, and then a
+//! new connection is made; until it stands, messages are refused.
 //!
 //! Assumes one server, or a name that leads to the primary; refuses replicas, and does not follow a cluster.
 //! What Redis acknowledged is as safe as its settings make it (`appendfsync`, replicas); it is told at start.
