@@ -1,5 +1,7 @@
 //! The segment that is being written.
 
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -7,13 +9,13 @@ use bytes::Bytes;
 
 use super::control;
 use super::error::WalError;
-use super::frame::{self, FRAME_HEADER, FrameHeader, FrameKind};
+use super::frame::{self, FRAME_HEADER, FrameHeader, FrameKind, FrameView};
 use super::prepare;
 use super::queue::Group;
 use super::segment::{self, SegmentHeader};
 use super::shared::Shared;
 use super::space::{self, Prepared};
-use super::state::SegmentInfo;
+use super::state::{Change, SegmentInfo};
 use super::{BLOCK, Lsn, round_up};
 use crate::planted::{self, Planted};
 
@@ -32,6 +34,20 @@ pub(super) struct Written {
     pub bytes: Bytes,
     /// Whom to tell, and what would have to be logged again.
     pub group: Group,
+}
+
+impl Written {
+    /// What the frame says, by what it was made of: to decode it would keep everybody waiting. Below `known` every
+    /// message is known.
+    pub fn change(&self, known: Lsn) -> Change<'_> {
+        let group = &self.group;
+        // A frame is known as a whole.
+        let arrived = if group.first_lsn < known { BTreeMap::new() } else { group.arrived() };
+        let change = Change { next_lsn: group.next_lsn(), arrived, settled: Cow::Borrowed(&*group.controls) };
+        let decode = || Change::decode(&FrameView::trusted(self.header, &self.bytes), known);
+        debug_assert_eq!(decode().as_ref(), Ok(&change), "a frame says what it was made of");
+        change
+    }
 }
 
 /// The segment that is being written, by the committer alone.

@@ -104,8 +104,8 @@ impl Committer {
         queue.wake = false;
         let rejected = std::mem::take(&mut queue.rejected);
         self.barriers.append(&mut queue.barriers);
-        let mut group = queue.groups.pop_front();
-        queue.on_their_way = group.as_mut().map(|group| std::mem::take(&mut group.routes)).unwrap_or_default();
+        let group = queue.groups.pop_front();
+        queue.on_their_way = group.as_ref().map(|group| Arc::clone(&group.routes)).unwrap_or_default();
         queue.expected = group.as_ref().map_or(queue.expected, |group| group.frame.len() + BLOCK as usize);
         let pressed = group.is_some() || queue.closing || !self.barriers.is_empty();
         let due = queue.controls_since.is_some_and(|since| since + shared.options.control_after <= now);
@@ -170,10 +170,8 @@ impl Committer {
             let group = group.unwrap_or_else(|| Group::new(self.next_lsn()));
             return self.fail(group, self.crowded(), now);
         }
-        if let Some(mut rest) = group.as_mut().and_then(|group| group.split(room)) {
-            let mut queue = self.shared.queue();
-            rest.routes.clone_from(&queue.on_their_way);
-            queue.groups.push_front(rest);
+        if let Some(rest) = group.as_mut().and_then(|group| group.split(room)) {
+            self.shared.queue().groups.push_front(rest);
         }
         let mut group = group.unwrap_or_else(|| Group::new(self.next_lsn()));
         let mut put_back = Vec::new();
@@ -247,9 +245,8 @@ impl Committer {
             let mut view = self.shared.view();
             for frame in &written {
                 let header = frame.header;
-                if let Err(error) = view.state.apply(&FrameView::trusted(header, &frame.bytes)) {
-                    tracing::error!(%error, segment = header.segment, "a frame of our own cannot be read back");
-                }
+                let known = view.state.next_lsn;
+                view.state.take(frame.change(known));
                 if let Some(segment) = view.segments.get_mut(&header.segment) {
                     segment.end = header.next_offset();
                     segment.last_lsn = segment.last_lsn.max(header.next_lsn() - 1);

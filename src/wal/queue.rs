@@ -2,7 +2,7 @@
 //!
 //! One mutex guards it, held for an encoding at a time and never across a call to the disk.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
@@ -11,8 +11,8 @@ use super::error::WalError;
 use super::frame::FRAME_HEADER;
 use super::record::{self, RECORD_HEADER};
 use super::routes::Routes;
-use super::{BLOCK, EntryRef, Lsn, RangeSet, RouteTotal, Settled, control};
-use crate::message::Route;
+use super::{BLOCK, EntryRef, Lsn, Pending, RangeSet, RouteTotal, Settled, control};
+use crate::message::{Outgoing, Route};
 
 /// Told what became of an append.
 type Callback = Box<dyn FnOnce(Result<Lsn, Arc<WalError>>) + Send>;
@@ -50,6 +50,11 @@ const SETTLEMENT_BYTES: u64 = BLOCK as u64 - FRAME_HEADER as u64;
 
 pub(super) struct Item {
     length: u32,
+    /// Which of its group's routes.
+    route: u32,
+    /// The message's [`Message::size`](crate::Message::size).
+    size: u64,
+    timestamp: i64,
     done: Done,
 }
 
@@ -61,14 +66,14 @@ pub(super) struct Group {
     pub time: i64,
     pub items: Vec<Item>,
     pub controls: Vec<Settled>,
-    /// Those of its messages, and perhaps some more.
-    pub routes: HashSet<Route>,
+    /// Those of its messages, and perhaps some more, numbered.
+    pub routes: Arc<HashMap<Route, u32>>,
 }
 
 impl Group {
     pub fn new(first_lsn: Lsn) -> Self {
         let frame = vec![0; FRAME_HEADER];
-        Self { frame, first_lsn, time: 0, items: Vec::new(), controls: Vec::new(), routes: HashSet::new() }
+        Self { frame, first_lsn, time: 0, items: Vec::new(), controls: Vec::new(), routes: Arc::default() }
     }
 
     /// Records with an LSN.
@@ -93,6 +98,16 @@ impl Group {
         (FRAME_HEADER + self.items.first().map_or(0, |item| item.length as usize)) as u64
     }
 
+    /// The number of a route, which is given one if it has none.
+    fn number(&mut self, route: &Route) -> u32 {
+        if let Some(number) = self.routes.get(route) {
+            return *number;
+        }
+        let number = self.routes.len() as u32;
+        Arc::make_mut(&mut self.routes).insert(route.clone(), number);
+        number
+    }
+
     /// Adds a settlement behind the records.
     pub fn add_control(&mut self, settled: Settled) {
         control::encode_settled(&mut self.frame, &settled);
@@ -114,11 +129,21 @@ impl Group {
         let cut = FRAME_HEADER + self.items.iter().map(|item| item.length as usize).sum::<usize>();
         let mut rest = Self::new(self.first_lsn + kept as u64);
         rest.time = self.time;
-        rest.routes.clone_from(&self.routes);
+        rest.routes = Arc::clone(&self.routes);
         rest.frame.extend_from_slice(&self.frame[cut..]);
         rest.items = items;
         self.frame.truncate(cut);
         Some(rest)
+    }
+
+    /// What its messages add to each route.
+    pub fn arrived(&self) -> BTreeMap<Route, Pending> {
+        let mut arrived = vec![Pending::default(); self.routes.len()];
+        for item in &self.items {
+            arrived[item.route as usize].add(item.timestamp, item.size);
+        }
+        let of = |(route, number): (&Route, &u32)| (route.clone(), arrived[*number as usize]);
+        self.routes.iter().map(of).filter(|(_, more)| more.count > 0).collect()
     }
 
     /// Tells everybody.
@@ -174,7 +199,7 @@ pub(super) struct Queue {
     pub rejected: Vec<(Done, WalError)>,
     pub routes: Routes,
     /// Routes of the group that was taken last.
-    pub on_their_way: HashSet<Route>,
+    pub on_their_way: Arc<HashMap<Route, u32>>,
     pub barriers: Vec<Barrier>,
     pub closing: bool,
     /// Stop at once, write nothing more.
@@ -189,7 +214,7 @@ impl Queue {
         Self {
             next_lsn,
             routes,
-            on_their_way: HashSet::new(),
+            on_their_way: Arc::default(),
             groups: VecDeque::new(),
             expected: 0,
             controls: VecDeque::new(),
@@ -236,19 +261,15 @@ impl Queue {
             tracing::error!(%error, "a message could not be encoded");
             return Err((done, WalError::TooLarge { bytes: bound, limit: 0 }));
         }
-        let route = route(entry);
-        if !group.routes.contains(route) {
-            group.routes.insert(route.clone());
-        }
         let length = group.frame.len() - before;
         debug_assert!(length as u64 <= bound && length >= RECORD_HEADER);
+        let outgoing = outgoing(entry);
+        let (timestamp, size) = (outgoing.timestamp, outgoing.message.size() as u64);
         if !group.has_messages() {
-            group.time = match entry {
-                EntryRef::Message(outgoing) => outgoing.timestamp,
-                EntryRef::Dead(dead) => dead.outgoing.timestamp,
-            };
+            group.time = timestamp;
         }
-        group.items.push(Item { length: length as u32, done });
+        let route = group.number(&outgoing.route);
+        group.items.push(Item { length: length as u32, route, size, timestamp, done });
         self.next_lsn += 1;
         Ok(lsn)
     }
@@ -258,11 +279,11 @@ impl Queue {
         let Self { routes, groups, on_their_way, .. } = self;
         let others = || {
             let mut all = pending();
-            all.extend(groups.iter().flat_map(|group| &group.routes).chain(on_their_way.iter()).cloned());
+            all.extend(groups.iter().flat_map(|group| group.routes.keys()).chain(on_their_way.keys()).cloned());
             all
         };
         let limit = routes.most();
-        routes.admit(route(entry), others).map_err(|bytes| WalError::Crowded { bytes, limit })
+        routes.admit(&outgoing(entry).route, others).map_err(|bytes| WalError::Crowded { bytes, limit })
     }
 
     /// Adds settlements, merged with the last ones if their mark is the same.
@@ -288,10 +309,10 @@ impl Queue {
     }
 }
 
-fn route(entry: EntryRef<'_>) -> &Route {
+fn outgoing(entry: EntryRef<'_>) -> &Outgoing {
     match entry {
-        EntryRef::Message(outgoing) => &outgoing.route,
-        EntryRef::Dead(dead) => &dead.outgoing.route,
+        EntryRef::Message(outgoing) => outgoing,
+        EntryRef::Dead(dead) => &dead.outgoing,
     }
 }
 

@@ -1,8 +1,9 @@
 //! What the log says is settled and pending.
 //!
-//! The committer applies each frame once its sync has returned; recovery applies the same frames with the same
-//! function. So what a checkpoint says is what replaying would say.
+//! The committer takes each frame in once its sync has returned, by what it made it of; recovery decodes the same frames
+//! and takes them in with the same function. So what a checkpoint says is what replaying would say; debug builds compare.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 
 use super::checkpoint::{self, Contents};
@@ -63,32 +64,16 @@ impl State {
     /// Applying a frame twice changes nothing, which matters when a group or a settlement was logged once more in the
     /// next segment.
     pub(super) fn apply(&mut self, frame: &FrameView<'_>) -> Result<(), DecodeError> {
-        let mut lsn = frame.header.first_lsn;
-        let known = self.next_lsn;
-        let mut arrived: HashMap<(&str, &str), Pending> = HashMap::new();
-        let mut settlements = Vec::new();
-        frame.each(|record| match record {
-            RecordView::Message(message) => {
-                if lsn >= known {
-                    let pending = arrived.entry((message.transport, message.destination)).or_default();
-                    if pending.count == 0 {
-                        pending.oldest = message.timestamp;
-                    }
-                    pending.count += 1;
-                    pending.bytes += message.size();
-                }
-                lsn += 1;
-            }
-            RecordView::Control(Control::Settled(settled)) => settlements.push(settled),
-            RecordView::Control(_) => {}
-        })?;
-        self.next_lsn = self.next_lsn.max(lsn);
-        for ((transport, destination), more) in arrived {
-            let route = Route { transport: transport.into(), destination: destination.into() };
-            self.add_route(route, more);
-        }
-        settlements.iter().for_each(|settled| self.settle(settled));
+        let change = Change::decode(frame, self.next_lsn)?;
+        self.take(change);
         Ok(())
+    }
+
+    /// The same, by what the frame says.
+    pub(super) fn take(&mut self, change: Change<'_>) {
+        self.next_lsn = self.next_lsn.max(change.next_lsn);
+        change.arrived.into_iter().for_each(|(route, more)| self.add_route(route, more));
+        change.settled.iter().for_each(|settled| self.settle(settled));
     }
 
     pub(super) fn add_route(&mut self, route: Route, more: Pending) {
@@ -145,6 +130,50 @@ impl State {
     /// What of the current state a checkpoint holds, beside a list of so many segments.
     pub(super) fn contents(&self, segments: usize) -> Contents {
         Contents { ranges: self.settled.len(), segments, route_bytes: self.route_bytes }
+    }
+}
+
+impl Pending {
+    /// Counts one more message.
+    pub(super) fn add(&mut self, timestamp: i64, size: u64) {
+        if self.count == 0 {
+            self.oldest = timestamp;
+        }
+        self.count += 1;
+        self.bytes += size;
+    }
+}
+
+/// What a frame adds and takes off.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Change<'a> {
+    /// The LSN behind its messages.
+    pub next_lsn: Lsn,
+    /// Its messages that were not known before, on each route.
+    pub arrived: BTreeMap<Route, Pending>,
+    pub settled: Cow<'a, [Settled]>,
+}
+
+impl Change<'_> {
+    /// What the bytes say. Below `known` every message is known.
+    pub fn decode(frame: &FrameView<'_>, known: Lsn) -> Result<Self, DecodeError> {
+        let mut lsn = frame.header.first_lsn;
+        let mut arrived: HashMap<(&str, &str), Pending> = HashMap::new();
+        let mut settled = Vec::new();
+        frame.each(|record| match record {
+            RecordView::Message(message) => {
+                if lsn >= known {
+                    let pending = arrived.entry((message.transport, message.destination)).or_default();
+                    pending.add(message.timestamp, message.size());
+                }
+                lsn += 1;
+            }
+            RecordView::Control(Control::Settled(more)) => settled.push(more),
+            RecordView::Control(_) => {}
+        })?;
+        let route = |names: (&str, &str)| Route { transport: names.0.into(), destination: names.1.into() };
+        let arrived = arrived.into_iter().map(|(names, more)| (route(names), more)).collect();
+        Ok(Self { next_lsn: lsn, arrived, settled: settled.into() })
     }
 }
 

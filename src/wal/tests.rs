@@ -161,3 +161,25 @@ fn what_is_asked_for_is_prepared() {
     assert!(!waited.expect("not poisoned").1.timed_out(), "{:?}", wal.space());
     wal.close().expect("closes");
 }
+
+#[test]
+fn what_is_pending_is_counted_as_a_restart_would_count_it() {
+    let storage = ModelStorage::new(11);
+    let mut rig = rig::Rig::new(&storage, options());
+    // One group, cut where a segment ends: some routes are on both sides, some on one.
+    for number in 0..150 {
+        rig.append_to(["orders", "bills", "late"][if number < 100 { number % 2 } else { 2 }], 600 + number);
+    }
+    rig.run();
+    assert_eq!(rig.accepted(), (1..=150).collect::<Vec<_>>());
+    rig.settle_on("late", 120, 150);
+    rig.append_to("bills", 10);
+    rig.run();
+    rig.sync().expect("syncs");
+    let routes = rig.wal.state().routes;
+    let counts: Vec<_> = routes.iter().map(|(route, pending)| (&*route.destination, pending.count)).collect();
+    assert_eq!(counts, [("bills", 51), ("late", 19), ("orders", 50)]);
+    drop(rig);
+    let again = rig::Rig::new(&storage, options());
+    assert_eq!(again.recovered.state.routes.into_iter().collect::<Vec<_>>(), routes);
+}
