@@ -54,7 +54,8 @@ impl RedisTransport {
     /// The configuration cannot work, whatever the server does.
     pub fn new(config: RedisConfig) -> Result<Self, StartError> {
         config.validate()?;
-        let closed = Intake { gate: Gate::Closed, queue: Vec::new(), messages: 0, bytes: 0, deadline: None };
+        let closed =
+            Intake { gate: Gate::Closed, queue: Vec::new(), wake_at: 1, messages: 0, bytes: 0, deadline: None };
         let shared = Shared { intake: Mutex::new(closed), wake: Notify::new() };
         Ok(Self { config: Arc::new(config), shared: Arc::new(shared), thread: Mutex::new(None) })
     }
@@ -95,10 +96,10 @@ impl Transport for RedisTransport {
                 intake.messages += 1;
                 intake.bytes += bytes;
                 intake.queue.push(handover);
-                let first = intake.queue.len() == 1;
+                // Before there are so many the writer has better things to do, and behind that it has been woken already.
+                let wake = intake.queue.len() == intake.wake_at;
                 drop(intake);
-                // Behind the first the writer has been woken already.
-                if first {
+                if wake {
                     self.shared.wake.notify_one();
                 }
                 return Ok(());
@@ -138,13 +139,15 @@ impl fmt::Debug for RedisTransport {
 /// What `submit` and the writer share.
 struct Shared {
     intake: Mutex<Intake>,
-    /// Rung when the intake is no longer empty, and when it closes.
+    /// Rung when enough is in the intake, and when it closes.
     wake: Notify,
 }
 
 struct Intake {
     gate: Gate,
     queue: Vec<Handover>,
+    /// How many in the queue wake the writer: one, if the server has nothing to do.
+    wake_at: usize,
     /// Of everything owned, not only of the queue.
     messages: usize,
     bytes: usize,

@@ -18,6 +18,12 @@ const FREE_UNITS: usize = 4;
 /// How many messages are put aside at most while others, from behind them, go first.
 const SET_ASIDE: usize = 4 * UNIT_MESSAGES;
 
+/// How many messages make a unit beside so many outstanding: with fewer it is cheaper to wait for the next reply, which
+/// lets them go in any case. So units are as large as the load asks for, and a message that is alone goes at once.
+pub(super) fn worth_a_unit(outstanding: usize) -> usize {
+    (outstanding / 2).max(1)
+}
+
 /// What waits for one stream, and what of it is on its way.
 #[derive(Default)]
 pub(super) struct Stream {
@@ -43,7 +49,8 @@ impl Stream {
 
     /// The next piece of work, if the rules allow one now.
     pub(super) fn next_unit(&mut self) -> Option<Unit> {
-        if self.ordered_outstanding < ORDERED_UNITS {
+        let waiting = self.set_aside.len() + self.ordered.len();
+        if self.ordered_outstanding < ORDERED_UNITS && waiting >= worth_a_unit(self.lanes_outstanding.len()) {
             let messages = self.take_ordered();
             if !messages.is_empty() {
                 self.ordered_outstanding += 1;
@@ -230,6 +237,26 @@ mod tests {
         stream.returned(&units[1]);
         assert_eq!(stream.next_unit().map(|unit| (unit.ordered, unit.messages.len())), Some((true, 256)));
         assert!(stream.next_unit().is_none() && !stream.is_idle());
+    }
+
+    #[test]
+    fn a_few_beside_many_wait_for_the_reply_and_a_message_alone_goes_at_once() {
+        let mut stream = stream((0..100).map(Some));
+        let many = stream.next_unit().expect("a unit");
+        (100..149).for_each(|number| stream.push(handover(number, Some(number.into()), 1, false)));
+        assert!(stream.next_unit().is_none(), "49 beside 100");
+        stream.push(handover(149, Some(149), 1, false));
+        let half = stream.next_unit().expect("50 beside 100 are worth it");
+        assert_eq!(numbers(&half), (100..150).collect::<Vec<_>>());
+        stream.push(handover(150, Some(150), 1, false));
+        assert!(stream.next_unit().is_none());
+        stream.returned(&half);
+        assert!(stream.next_unit().is_none(), "one beside 100");
+        stream.returned(&many);
+        let alone = stream.next_unit().expect("nothing is outstanding");
+        stream.push(handover(151, Some(151), 1, false));
+        let beside = stream.next_unit().expect("one beside one");
+        assert_eq!((numbers(&alone), numbers(&beside)), (vec![150], vec![151]));
     }
 
     #[test]

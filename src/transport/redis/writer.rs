@@ -11,7 +11,7 @@ use redis::{Client, RedisResult, Value};
 use tokio::task::{Id, JoinError, JoinSet};
 
 use super::config::RedisConfig;
-use super::stream::Stream;
+use super::stream::{self, Stream};
 use super::unit::Unit;
 use super::{Gate, Shared, classify, closed, connect};
 use crate::message::Lane;
@@ -111,6 +111,9 @@ impl Writer {
         loop {
             let deadline = self.take_in();
             self.dispatch(session);
+            if self.has_more(session) {
+                continue;
+            }
             if deadline.is_some_and(|deadline| self.streams.is_empty() || deadline <= Instant::now()) {
                 return Ended::Closed;
             }
@@ -129,6 +132,14 @@ impl Writer {
                 () = sleep_until(deadline), if deadline.is_some() => {}
             }
         }
+    }
+
+    /// Whether more came meanwhile than can wait for a reply; what comes from now on wakes the writer when it does.
+    fn has_more(&self, session: &Session) -> bool {
+        let outstanding = session.outstanding.values().map(|(_, unit)| unit.messages.len()).sum();
+        let mut intake = self.shared.lock();
+        intake.wake_at = stream::worth_a_unit(outstanding);
+        intake.queue.len() >= intake.wake_at
     }
 
     /// Sorts what was submitted by stream; says by when to end.
