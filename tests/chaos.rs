@@ -6,7 +6,6 @@
 
 #![cfg(feature = "testing")]
 
-#[cfg(feature = "planted")]
 mod shows;
 
 use std::collections::{HashMap, HashSet};

@@ -418,3 +418,40 @@ fn for_ever_is_a_time() {
     pollster::block_on(producer.drained(Duration::MAX)).unwrap();
     assert_eq!(producer.blocking_close(Duration::MAX).unwrap().pending, 0);
 }
+
+/// Each block kept its reading of the log, with a file open and a frame in memory, from one probe to the next: with a
+/// thousand lanes that were blocked the process had no descriptors left.
+#[cfg(target_os = "linux")]
+#[test]
+fn blocked_lanes_keep_no_files_open() {
+    const LANES: u64 = 400;
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    broker.reject_message("poison");
+    let open = || {
+        let builder = builder_from(Producer::builder().config(quick()), dir.path(), &broker);
+        builder.on_poison(OnPoison::Hold).open_blocking().expect("the producer opens")
+    };
+    let producer = open();
+    for lane in 0..LANES {
+        producer.blocking_send(Message::to("t").key(lane.to_string()).payload("poison")).unwrap();
+    }
+    producer.blocking_close(Duration::ZERO).unwrap();
+    drop(producer);
+    // After a restart nothing of the log is in memory.
+    let producer = open();
+    let segments = || {
+        let descriptors = std::fs::read_dir("/proc/self/fd").unwrap();
+        let files = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        files.filter(|path| path.starts_with(dir.path()) && path.extension().is_some_and(|ext| ext == "seg")).count()
+    };
+    let (begun, mut most) = (Instant::now(), 0);
+    while producer.stats().attempts < 5 * LANES {
+        assert!(begun.elapsed() < LONG, "{:?}", producer.stats());
+        most = most.max(segments());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(most < 50, "{most} segments were open at a time");
+    broker.accept_message("poison");
+    assert!(producer.blocking_drained(LONG).is_ok(), "{:?} {:?}", producer.health(), producer.stats());
+    producer.blocking_close(LONG).unwrap();
+}

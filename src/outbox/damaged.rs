@@ -212,13 +212,13 @@ pub fn move_aside(paths: &Paths, from: &Path, why: &str) -> Result<PathBuf, Dire
 }
 
 /// How many messages were set aside, by the names of what was kept.
-pub fn count(storage: &dyn Storage, paths: &Paths) -> u64 {
-    let Ok(names) = storage.list(&paths.damaged()) else { return 0 };
+pub fn count(storage: &dyn Storage, paths: &Paths) -> io::Result<u64> {
+    let names = storage.list(&paths.damaged())?;
     let lost = |name: &String| {
         let mut parts = name.strip_suffix(".bytes")?.split('-').skip(2);
         let (first, last): (u64, u64) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
         let all = last.saturating_add(1).saturating_sub(first);
         parts.next().map_or(Some(all), |of_them| of_them.parse().ok())
     };
-    names.iter().filter_map(lost).fold(0, u64::saturating_add)
+    Ok(names.iter().filter_map(lost).fold(0, u64::saturating_add))
 }

@@ -132,6 +132,20 @@ fn what_is_damaged_is_copied_aside_with_its_bytes_and_settled_and_the_rest_is_th
     assert_eq!(open.outbox.snapshot().set_aside, 1, "counted once, also after a restart");
 }
 
+/// After a kill between the copy and the settlement it was met again, and counted again.
+#[test]
+fn what_was_copied_aside_before_a_kill_is_counted_once() {
+    let bench = damaged();
+    let open = bench.open();
+    open.drain();
+    drop(open);
+    bench.storage.kill();
+    let open = bench.open();
+    assert!(!open.outbox.is_settled(2), "no settlement reached the disk");
+    assert_eq!(open.drain(), [1, 3]);
+    assert_eq!((open.outbox.snapshot().set_aside, bench.kept().len()), (1, 2));
+}
+
 /// A damage whose copy failed was settled all the same; its segment was used again, and the last of its bytes was gone.
 #[test]
 fn damage_that_cannot_be_copied_aside_is_not_settled_whichever_call_fails() {

@@ -296,7 +296,10 @@ impl Outbox {
             tracing::error!(%error, "what was damaged could not be copied to damaged/; it stays where it is");
             return false;
         }
-        self.set_aside.fetch_add(lost, Ordering::Relaxed);
+        // By the names, as a start counts: what was kept before a kill, and is met again, counts once.
+        if let Ok(count) = damaged::count(&*self.storage, self.directory.paths()) {
+            self.set_aside.store(count, Ordering::Relaxed);
+        }
         let mut settling = self.lock_settling();
         if let Some(settled) = settling.give_up(damage.first_lsn, damage.last_lsn) {
             self.wal.settle(settled);

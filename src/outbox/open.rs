@@ -165,7 +165,7 @@ impl Outbox {
             settling: Mutex::new(Settling::recovered(wal.recovered.state.settled)),
             space,
             numbers: AtomicU64::new(1),
-            set_aside: AtomicU64::new(damaged::count(&*storage, directory.paths())),
+            set_aside: AtomicU64::new(damaged::count(&*storage, directory.paths()).unwrap_or(0)),
             incarnation: wal.options.incarnation,
             directory,
             storage,

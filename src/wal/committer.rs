@@ -131,11 +131,12 @@ impl Committer {
         let mut ranges = view.state.settled.len() + unsynced.map(|settled| settled.ranges.len()).sum::<usize>();
         let (mut taken, mut deferred, mut bytes) = (Vec::new(), Vec::new(), 0);
         let old = std::mem::take(&mut queue.deferred);
-        let mut waiting = old.into_iter().chain(std::mem::take(&mut queue.controls));
+        let again = std::mem::take(&mut queue.again);
+        let mut waiting = old.into_iter().chain(again).chain(std::mem::take(&mut queue.controls));
         for settled in waiting.by_ref() {
             let bound = queue::control_bound(&settled);
             if bytes + bound > share && !taken.is_empty() {
-                queue.controls.push_back(settled);
+                queue.again.push_back(settled);
                 break;
             }
             let room = most.saturating_sub(ranges);
@@ -147,11 +148,11 @@ impl Committer {
                 taken.push(settled);
             }
         }
-        queue.controls.extend(waiting);
+        queue.again.extend(waiting);
         queue.deferred = deferred;
         queue.routes.set_most(shared.options.most_route_bytes(segments, ranges));
         queue.in_hand = taken.iter().map(Settled::lsns).sum();
-        if queue.controls.is_empty() {
+        if queue.again.is_empty() {
             self.settlements = queue.submitted;
             queue.controls_since = None;
         }
@@ -163,6 +164,10 @@ impl Committer {
         let least = group.as_ref().map_or_else(|| FRAME_HEADER as u64 + first_control(), Group::least);
         let room = self.active.as_ref().map_or(0, Active::room);
         let fits = round_up(least) <= room;
+        if !fits {
+            // First: what was not synced yet makes the next checkpoint longer.
+            self.leave(now);
+        }
         let room = if fits { room } else { self.fresh_room(group.is_some()) };
         if round_up(least) > room {
             // Nor would the next have room: trying again at once would never end.
@@ -184,7 +189,7 @@ impl Committer {
         }
         self.put_back(put_back, now);
         if group.has_messages() || !group.controls.is_empty() {
-            if fits { self.write(group, now) } else { self.rotate(group, now) }
+            if fits { self.write(group, now) } else { self.open(group, 2, None, now) }
         }
         // Written, or back in the queue.
         self.shared.queue().in_hand = 0;
@@ -197,7 +202,7 @@ impl Committer {
     fn write(&mut self, group: Group, now: Instant) {
         let durable = self.shared.durable();
         let urgent = group.has_messages() || self.unsynced_since.is_some_and(|since| self.is_overdue(since, now));
-        let Some(active) = &mut self.active else { return self.rotate(group, now) };
+        let Some(active) = &mut self.active else { return self.open(group, 2, None, now) };
         if let Err(failed) = active.write(group, FrameKind::Group, durable) {
             let groups = self.give_up(&failed.error);
             return self.log_again(groups, Some(failed.group), failed.error, now);

@@ -110,6 +110,9 @@ pub enum WalError {
     /// The log was closed before the record was written.
     #[error("the log is closed")]
     Closed,
+    /// The log's thread panicked while it had the record in hand. Whether it was written shows at the next start.
+    #[error("the log's thread panicked; open the outbox again")]
+    Panicked,
     /// Settlements wait in memory, because what is settled is as scattered as the log can note; they are written once
     /// what lies between them is settled, too. Until then a restart forgets them.
     #[error("what is settled is scattered over more than {most} ranges; the rest waits in memory")]
@@ -185,6 +188,7 @@ impl WalError {
             Self::Full { .. } | Self::Crowded { .. } => true,
             Self::TooLarge { .. }
             | Self::Closed
+            | Self::Panicked
             | Self::Scattered { .. }
             | Self::NewerFormat { .. }
             | Self::Foreign { .. }
@@ -197,7 +201,7 @@ impl WalError {
     pub fn possibly_stored(&self) -> bool {
         match self {
             // Though it be a new segment that could not be made: the record may have been written to the one before.
-            Self::Io { .. } => true,
+            Self::Io { .. } | Self::Panicked => true,
             Self::Full { .. }
             | Self::Crowded { .. }
             | Self::TooLarge { .. }

@@ -174,3 +174,37 @@ fn as_many_lsns_are_burnt_as_the_segments_of_the_run_before_had_room_for() {
     assert!(!rig.recovered.damage.is_empty(), "it is told of");
     assert!(rig.append(10) > last, "{last} was acknowledged");
 }
+
+/// A settlement that was logged again took up what came later. Where the second writing lay in a segment that was lost but
+/// for its frames, what was added looked like a part of the first, and was pending again, in a segment that was gone.
+#[test]
+fn a_settlement_is_logged_again_as_it_was() {
+    let storage = ModelStorage::new(1);
+    let mut rig = Rig::new(&storage, Options { seal_after: Duration::from_secs(60), ..options() });
+    for _ in 0..4 {
+        rig.append(10);
+    }
+    rig.run();
+    let mut failures = 1;
+    storage.on_call(move |_, call| {
+        let fails = matches!(call, Operation::Sync(path) if *path == segment_path(1)) && failures > 0;
+        failures -= u32::from(fails);
+        fails.then_some(Fault::Error(5))
+    });
+    rig.settle(1, 1);
+    // Written, not yet synced; then its sync fails, and it waits to be logged again.
+    rig.wait(150);
+    rig.now += Duration::from_secs(1);
+    rig.stepper.commit(rig.now);
+    assert_eq!(rig.wal.unlogged_settlements(), 1);
+    rig.settle(2, 3);
+    rig.wait(2_000);
+    assert_eq!((rig.wal.state().settled_prefix, rig.wal.unlogged_settlements()), (3, 0));
+    drop(rig);
+    let newest = storage.paths().into_iter().filter(|path| path.extension().is_some_and(|ext| ext == "seg"));
+    let newest = newest.filter(|path| !path.to_string_lossy().contains("free")).max().expect("a segment");
+    assert_eq!(newest, segment_path(2), "that of the second writing");
+    storage.edit(&newest, |bytes| bytes[..4096].fill(0));
+    let again = Rig::new(&storage, options());
+    assert_eq!(again.recovered.state.settled.prefix(), 3);
+}

@@ -63,7 +63,10 @@ pub(super) fn tick(shared: &Shared, now: Instant) -> Turn {
         }
         space.retry_at = None;
     }
-    let outcome = if let Some(job) = space.jobs.pop_front() {
+    // What can perhaps never be done must not keep other segments from being made.
+    let hopeless = space.failures > space.jobs.len() && space.wants_more(&shared.options);
+    let job = if hopeless { None } else { space.jobs.pop_front() };
+    let outcome = if let Some(job) = job {
         let keep = space.keeps(&shared.options);
         space.begin(&job, keep);
         drop(space);
@@ -96,7 +99,7 @@ fn note(shared: &Shared, outcome: Result<(), WalError>, now: Instant) {
     let mut space = shared.space();
     match outcome {
         Ok(()) => {
-            if space.last_error.take().is_some() {
+            if space.failures == 0 && space.last_error.take().is_some() {
                 tracing::info!("segments can be made ready again");
             }
         }

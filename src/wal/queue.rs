@@ -17,7 +17,7 @@ use crate::message::{Outgoing, Route};
 /// Told what became of an append.
 type Callback = Box<dyn FnOnce(Result<Lsn, Arc<WalError>>) + Send>;
 
-/// Answers whoever appended, once, whatever becomes of the log's thread.
+/// Answers whoever appended, once, whatever becomes of the log's thread: should it panic, it drops what it has in hand.
 pub(super) struct Done(Option<Callback>);
 
 impl Done {
@@ -41,7 +41,7 @@ impl Done {
 
 impl Drop for Done {
     fn drop(&mut self) {
-        self.answer(Err(Arc::new(WalError::Closed)));
+        self.answer(Err(Arc::new(WalError::Panicked)));
     }
 }
 
@@ -128,9 +128,9 @@ impl Group {
         let items = self.items.split_off(kept);
         let cut = FRAME_HEADER + self.items.iter().map(|item| item.length as usize).sum::<usize>();
         let mut rest = Self::new(self.first_lsn + kept as u64);
-        rest.time = self.time;
         rest.routes = Arc::clone(&self.routes);
         rest.frame.extend_from_slice(&self.frame[cut..]);
+        rest.time = items.first().map_or(0, |item| item.timestamp);
         rest.items = items;
         self.frame.truncate(cut);
         Some(rest)
@@ -188,6 +188,9 @@ pub(super) struct Queue {
     pub groups: VecDeque<Group>,
     /// Bytes of the last group that was taken: the next will be about as long, and need not grow to it step by step.
     pub expected: usize,
+    /// Settlements that may have been written to a segment that failed, before those in `controls`: one is logged again as
+    /// it was, with nothing added, because by its first LSN it is known that it was logged twice.
+    pub again: VecDeque<Settled>,
     pub controls: VecDeque<Settled>,
     /// Settlements that would make more ranges than there may be; not merged with others.
     pub deferred: Vec<Settled>,
@@ -217,6 +220,7 @@ impl Queue {
             on_their_way: Arc::default(),
             groups: VecDeque::new(),
             expected: 0,
+            again: VecDeque::new(),
             controls: VecDeque::new(),
             deferred: Vec::new(),
             controls_since: None,
@@ -242,7 +246,7 @@ impl Queue {
 
     /// Those of them that wait for nothing but the disk.
     pub fn writable_settlements(&self) -> usize {
-        self.in_hand + self.controls.iter().map(Settled::lsns).sum::<usize>()
+        self.in_hand + self.again.iter().chain(&self.controls).map(Settled::lsns).sum::<usize>()
     }
 
     /// Encodes a record into the last group, or into a new one if that would grow beyond `frame_bytes`.
@@ -304,7 +308,7 @@ impl Queue {
             self.controls_since.get_or_insert(now);
         }
         for settled in controls.into_iter().rev() {
-            self.controls.push_front(settled);
+            self.again.push_front(settled);
         }
     }
 }

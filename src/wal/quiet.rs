@@ -107,7 +107,7 @@ impl Committer {
             queue.closed = true;
             // Of those who asked meanwhile, too: nobody else will answer them.
             self.barriers.append(&mut queue.barriers);
-            !queue.controls.is_empty() || !queue.deferred.is_empty()
+            !queue.again.is_empty() || !queue.controls.is_empty() || !queue.deferred.is_empty()
         };
         let broken = self.shared.view().broken.is_some() || unwritten;
         for barrier in self.barriers.drain(..) {

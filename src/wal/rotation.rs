@@ -64,8 +64,8 @@ impl Committer {
         }
     }
 
-    /// Moves on to a new segment, once the current one is completely synced.
-    pub fn rotate(&mut self, group: Group, now: Instant) {
+    /// Makes the current segment complete, so that a new one may be begun.
+    pub fn leave(&mut self, now: Instant) {
         if let Some(active) = &mut self.active {
             match active.sync() {
                 Ok(written) => self.acknowledge(written, now),
@@ -76,12 +76,11 @@ impl Committer {
                 }
             }
         }
-        self.open(group, 2, None, now);
     }
 
     /// Opens a segment that begins with this group; so many attempts, each with a segment of its own. `before` is what went
     /// wrong with it already.
-    fn open(&mut self, mut group: Group, attempts: u32, mut before: Option<WalError>, now: Instant) {
+    pub fn open(&mut self, mut group: Group, attempts: u32, mut before: Option<WalError>, now: Instant) {
         let shared = Arc::clone(&self.shared);
         for attempt in 1..=attempts {
             let (checkpoint, previous, first_lsn) = {
@@ -105,7 +104,8 @@ impl Committer {
             let full = matches!(failed.error, WalError::Full { .. });
             if full || attempt == attempts {
                 // Whoever hears that it failed has to hear that it may be there, too.
-                let error = before.filter(|_| failed.untouched).unwrap_or(failed.error);
+                let says_less = failed.untouched || !failed.error.possibly_stored();
+                let error = before.filter(|_| says_less).unwrap_or(failed.error);
                 return self.fail(group, error, now);
             }
             tracing::warn!(error = %failed.error, segment = number, "a segment could not be opened; trying another");
@@ -144,6 +144,7 @@ impl Committer {
             // Its routes are pending no more.
             let mut queue = self.shared.queue();
             (queue.in_hand, queue.routes.stale) = (0, true);
+            queue.on_their_way = Arc::default();
         }
         self.publish_room();
         self.shared.changed();

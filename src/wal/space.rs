@@ -76,6 +76,8 @@ pub(super) struct Space {
     pub jobs: VecDeque<Job>,
     /// Jobs in progress that end with a segment; and those of them that are sure to.
     doing: (usize, usize),
+    /// Jobs that could not be done, one after the other.
+    pub failures: usize,
     pub last_error: Option<Trouble>,
     pub retry_at: Option<Instant>,
     next_free: u64,
@@ -149,6 +151,7 @@ impl Space {
                 (in_use, Err(error))
             }
         };
+        self.failures = if outcome.is_err() { self.failures + 1 } else { 0 };
         if !job.is_adoption() && !still_in_use {
             self.in_use = self.in_use.saturating_sub(1);
         }

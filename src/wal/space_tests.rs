@@ -325,3 +325,40 @@ fn a_segment_that_is_being_opened_counts_as_room() {
     assert!(meanwhile > 0 && meanwhile >= wal.usable(), "{meanwhile} meanwhile, {} after", wal.usable());
     assert_eq!(rig.accepted().len(), 1);
 }
+
+/// A file that could not be removed was tried again each second, and nothing was made meanwhile.
+#[test]
+fn a_file_that_cannot_be_removed_keeps_no_segment_from_being_made() {
+    let storage = ModelStorage::new(1);
+    let mut rig = Rig::new(&storage, Options { max_segments: 12, ..options() });
+    rig.append(QUARTER);
+    rig.run();
+    let mut failures = 1;
+    storage.on_call(move |_, call| match call {
+        Operation::Sync(path) if failures > 0 && *path == segment_path(&rig::directory(), 1) => {
+            failures -= 1;
+            Some(Fault::Error(EIO))
+        }
+        Operation::Unlink(_) => Some(Fault::Error(EIO)),
+        _ => None,
+    });
+    rig.append(QUARTER);
+    rig.run();
+    assert_eq!(rig.accepted(), [1, 2]);
+    // What the failed segment held is settled, and the log moves on twice: it is to be removed.
+    rig.settle(1, 2);
+    for _ in 0..16 {
+        let lsn = rig.append(QUARTER);
+        rig.run();
+        rig.settle(lsn, lsn);
+        rig.wait(1_500);
+    }
+    assert!(rig.wal.space().last_error.is_some(), "it is told that it cannot be removed");
+    rig.wal.request(300_000);
+    (0..4).for_each(|_| rig.wait(1_500));
+    assert!(rig.wal.usable() >= 300_000, "{:?}", rig.wal.space());
+    assert!(rig.wal.space().last_error.is_some(), "still");
+    storage.on_call(|_, _| None);
+    (0..3).for_each(|_| rig.wait(1_500));
+    assert_eq!(rig.wal.space().last_error, None);
+}

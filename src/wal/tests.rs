@@ -172,6 +172,13 @@ fn what_is_pending_is_counted_as_a_restart_would_count_it() {
     }
     rig.run();
     assert_eq!(rig.accepted(), (1..=150).collect::<Vec<_>>());
+    let (reader, mut frames) = (rig.wal.reader(), 0);
+    let mut cursor = reader.seek(1, None).expect("readable");
+    while let Step::Frame { time, records, .. } = reader.next(&mut cursor).expect("readable") {
+        assert_eq!(time, records[0].body.outgoing().timestamp, "that of the first message");
+        frames += 1;
+    }
+    assert!(frames > 2, "{frames}");
     rig.settle_on("late", 120, 150);
     rig.append_to("bills", 10);
     rig.run();

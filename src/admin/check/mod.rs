@@ -83,7 +83,7 @@ pub(super) fn look(directory: &Path, progress: &mut dyn FnMut(u64, u64)) -> Resu
     let id = wal.outbox.or(inspected.id);
     let dead = read_log(&inspected, inspected.paths.dead(), id, &mut read)?;
     let id = id.or(dead.outbox);
-    let set_aside = set_aside_in(&DiskStorage, &inspected.paths);
+    let set_aside = set_aside_in(&DiskStorage, &inspected.paths).unwrap_or(0);
     let mut findings = around::findings(&inspected, id);
     findings.extend(logs::findings(Log::Wal, &wal, set_aside, live));
     // Dead letters that were set aside are counted by nobody.

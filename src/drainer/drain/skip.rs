@@ -48,7 +48,10 @@ impl Drain {
                 continue;
             }
             self.catch_ups.remove(&key);
-            let Ok(Some(skipped)) = self.next_to_probe(key, now) else { continue };
+            let next = self.next_to_probe(key, now);
+            // One message was all: a pass keeps a file open and a frame in memory, and there may be many blocks.
+            self.catch_ups.remove(&key);
+            let Ok(Some(skipped)) = next else { continue };
             let alone = self.blocks.get(key).is_some_and(|block| is_tried_alone(key, block));
             let (lsn, row) = (skipped.lsn, skipped.row);
             let again = Again { lsn, message: Arc::new(skipped.message), counted: true, alone };
@@ -91,6 +94,10 @@ impl Drain {
     /// Delivers what was passed over because of blocks that are gone. True: there is more.
     pub(super) fn catch_up(&mut self, now: Instant) -> Result<bool, Halt> {
         let keys: Vec<BlockKey> = self.blocks.catching_up().take(PASSES).collect();
+        if self.catch_ups.len() > PASSES {
+            // Those of blocks that failed again, or whose turn is later: each keeps a file open.
+            self.catch_ups.retain(|key, _| keys.contains(key));
+        }
         let each = (BATCH / keys.len().max(1)).max(1);
         let mut more = false;
         for key in keys {

@@ -85,6 +85,7 @@ impl Survey {
             WalError::Full { .. }
             | WalError::TooLarge { .. }
             | WalError::Closed
+            | WalError::Panicked
             | WalError::Scattered { .. }
             | WalError::Crowded { .. }
             | WalError::Exhausted { .. }
