@@ -167,6 +167,12 @@ pub struct Stats {
     pub transports: Vec<TransportStats>,
 }
 
+/// A reason with what it is about in front, unless it begins with that itself.
+pub(crate) fn about(name: &str, reason: &str) -> String {
+    let begins = reason.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name));
+    if begins && reason[name.len()..].starts_with(':') { reason.into() } else { format!("{name}: {reason}") }
+}
+
 impl Stats {
     /// How long the oldest pending message has waited.
     pub fn oldest_age(&self) -> Option<Duration> {

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::directory::DirectoryError;
 use super::files::{self, Durability, Owner};
 use super::ledger::{LedgerHealth, LedgerState};
+use crate::stats::about;
 
 /// The version of the report. Fields may be added to it; what changes its meaning raises it.
 const VERSION: u32 = 1;
@@ -154,7 +155,7 @@ impl Status {
         let mut lines = Vec::new();
         lines.extend(self.storage.iter().map(|blocked| format!("disk: {}", since(blocked))));
         for transport in &self.transports {
-            lines.extend(transport.down.iter().map(|blocked| format!("{}: {}", transport.name, since(blocked))));
+            lines.extend(transport.down.iter().map(|blocked| about(&transport.name, &since(blocked))));
         }
         for route in &self.routes {
             let waiting = format!("{} waiting", grouped(route.pending.count));
@@ -165,7 +166,7 @@ impl Status {
                 parts.push(format!("{} {keys} blocked{}", grouped(route.blocked_lanes), why.unwrap_or_default()));
             }
             parts.push(waiting);
-            lines.push(format!("{}: {}", route.destination, parts.join("; ")));
+            lines.push(about(&route.destination, &parts.join("; ")));
         }
         if self.dead.count > 0 {
             lines.push(format!("dead letters: {} ({} bytes)", grouped(self.dead.count), grouped(self.dead.bytes)));

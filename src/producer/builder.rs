@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::broadcast;
 
@@ -220,6 +220,7 @@ impl Builder {
             status: Mutex::new(StatusFile::new(outbox.directory().paths().status())),
             outbox,
             lines,
+            opened: SystemTime::now(),
             closed: AtomicBool::new(false),
             bell: Arc::new(Bell::default()),
             events,

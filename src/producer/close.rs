@@ -1,5 +1,6 @@
 //! The end: draining, closing, and what happens without either.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -30,13 +31,24 @@ pub struct Closed {
 pub struct CloseError(String);
 
 /// Messages are still pending.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{pending} messages are still pending")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct NotDrained {
     /// How many.
     pub pending: u64,
+    /// What keeps them, if anything is known to: a broker or a route that failed last, and how.
+    pub why: Option<String>,
 }
+
+impl fmt::Display for NotDrained {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (messages, are) = if self.pending == 1 { ("message", "is") } else { ("messages", "are") };
+        write!(f, "{} {messages} {are} still pending", self.pending)?;
+        self.why.as_ref().map_or(Ok(()), |why| write!(f, " ({why})"))
+    }
+}
+
+impl std::error::Error for NotDrained {}
 
 impl Producer {
     /// Waits until nothing is pending, in flight or waiting for space. A dead letter is not pending.
@@ -48,7 +60,7 @@ impl Producer {
     /// Dropping the future changes nothing.
     pub async fn drained(&self, timeout: Duration) -> Result<(), NotDrained> {
         let core = Arc::clone(&self.core);
-        off_thread(move || core.wait_drained(timeout)).await.unwrap_or(Err(NotDrained { pending: u64::MAX }))
+        off_thread(move || core.wait_drained(timeout)).await.unwrap_or(Err(NotDrained { pending: u64::MAX, why: None }))
     }
 
     /// As [`drained`](Self::drained), and blocks meanwhile.
@@ -98,7 +110,7 @@ impl Core {
                 return Ok(());
             }
             if Instant::now() >= until {
-                return Err(NotDrained { pending });
+                return Err(NotDrained { pending, why: self.what_holds() });
             }
             std::thread::sleep(LOOK.min(until.saturating_duration_since(Instant::now())));
         }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{broadcast, oneshot};
 
@@ -82,6 +82,7 @@ pub(super) struct Core {
     pub config: Config,
     pub outbox: Arc<Outbox>,
     pub lines: Vec<Line>,
+    pub opened: SystemTime,
     pub closed: AtomicBool,
     pub bell: Arc<Bell>,
     pub events: broadcast::Sender<Event>,

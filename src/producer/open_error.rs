@@ -24,7 +24,6 @@ pub enum OpenErrorKind {
 }
 
 /// Why a producer could not be opened. Nothing in the outbox was changed.
-#[derive(Debug)]
 pub struct OpenError {
     kind: OpenErrorKind,
     text: String,
@@ -44,6 +43,13 @@ impl OpenError {
 impl fmt::Display for OpenError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
+    }
+}
+
+/// What a `main` that returns it prints.
+impl fmt::Debug for OpenError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({:?})", self.text, self.kind)
     }
 }
 

@@ -9,7 +9,7 @@ use crate::message::Route;
 use crate::outbox::{
     Blocked, LedgerState, LedgerStatus, Lifecycle, RouteStatus, Snapshot, Status, Tally, TransportStatus,
 };
-use crate::stats::{BlockedStats, Health, RouteStats, Stats, TransportStats};
+use crate::stats::{BlockedStats, Health, RouteStats, Stats, TransportStats, about};
 use crate::transport::Class;
 
 impl Core {
@@ -61,12 +61,33 @@ impl Core {
             stats.stored += counters.stored.load(Ordering::Relaxed);
             stats.retries_succeeded += counters.redelivered.load(Ordering::Relaxed);
         }
+        for route in routes.values_mut().filter(|route| route.pending > 0) {
+            if !self.lines.iter().any(|line| line.name == route.route.transport) {
+                route.blocked = Some(self.not_configured(route));
+            }
+        }
         stats.routes = routes.into_values().collect();
         stats.pending = stats.routes.iter().map(|route| route.pending).sum();
         stats.pending_bytes = stats.routes.iter().map(|route| route.pending_bytes).sum();
         stats.oldest = stats.routes.iter().filter_map(|route| route.oldest).min();
         stats.gated_lanes = stats.transports.iter().map(|transport| transport.gated_slots).sum();
         stats
+    }
+
+    /// What keeps pending messages from being delivered, if anything is known to.
+    pub fn what_holds(&self) -> Option<String> {
+        let stats = self.stats();
+        let down = stats.transports.iter().find(|transport| !transport.up);
+        let down = down.map(|transport| about(&transport.name, transport.reason.as_deref().unwrap_or("down")));
+        let blocked = stats.routes.iter().find_map(|route| Some((&route.route, route.blocked.as_ref()?)));
+        down.or_else(|| blocked.map(|(route, blocked)| about(&route.destination, &blocked.reason)))
+    }
+
+    /// Why messages wait that were stored for a transport this producer does not have.
+    fn not_configured(&self, route: &RouteStats) -> BlockedStats {
+        let reason = format!("no transport `{}` is configured", route.route.transport);
+        let (since, waiting) = (self.opened, route.pending);
+        BlockedStats { reason, class: Class::Hold, since, waiting, blocks: 1, attempts: 0 }
     }
 
     /// What an operator should know, most urgent first.
@@ -83,17 +104,11 @@ impl Core {
             }
         }
         for transport in stats.transports.iter().filter(|transport| !transport.up) {
-            alerts.push(format!("{}: {}", transport.name, transport.reason.as_deref().unwrap_or("down")));
+            alerts.push(about(&transport.name, transport.reason.as_deref().unwrap_or("down")));
         }
         for route in &stats.routes {
             if let Some(blocked) = route.blocked.as_ref().filter(|blocked| blocked.class != Class::Transient) {
                 alerts.push(format!("{}: {}; {} waiting", route.route, blocked.reason, blocked.waiting));
-            }
-        }
-        for route in stats.routes.iter().filter(|route| route.pending > 0) {
-            if !self.lines.iter().any(|line| line.name == route.route.transport) {
-                let name = &route.route.transport;
-                alerts.push(format!("{} pending for transport `{name}`, which is not configured", route.pending));
             }
         }
         if stats.waiting_for_space > 0 {

@@ -140,5 +140,10 @@ pub(super) fn tell_of_backlog(core: &Core) {
     let oldest = found.pending.iter().map(|(_, pending)| pending.oldest).min().unwrap_or_default();
     let age = Duration::from_millis(clock::unix_millis().saturating_sub(oldest).max(0).unsigned_abs());
     let routes: Vec<String> = found.pending.iter().map(|(route, _)| route.to_string()).collect();
+    for (route, pending) in &found.pending {
+        if !core.lines.iter().any(|line| line.name == route.transport) {
+            tracing::warn!(%route, count = pending.count, "these wait for a transport that is not configured");
+        }
+    }
     tracing::info!(count, bytes, oldest_age = ?age, routes = %routes.join(", "), "messages are pending from before");
 }

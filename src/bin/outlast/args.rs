@@ -30,10 +30,13 @@ pub enum Command {
     #[command(after_help = DRAIN_HELP)]
     Drain(Drain),
     /// Say what is pending in an outbox, and why; works beside a running producer
+    #[command(after_help = LOOK_HELP)]
     Status(Status),
     /// Show pending messages, oldest first; works beside a running producer
+    #[command(after_help = LOOK_HELP)]
     Peek(Peek),
     /// Look at, requeue or purge dead letters: messages the broker will never take
+    #[command(after_help = DEAD_HELP)]
     Dead(Dead),
     /// Read everything in an outbox and say what is damaged; changes nothing, works beside a running producer
     #[command(after_help = CHECK_HELP)]
@@ -59,8 +62,17 @@ Exit code: 0 everything was delivered; 3 everything was accepted, some of it is 
 delivers it) or became a dead letter (`outlast dead list`); 1 something was not accepted; 2 wrong usage.";
 
 const DRAIN_HELP: &str = "\
+URL: kafka://host:port[,host:port][?librdkafka.option=…]
+     redis://[user[:password]@]host:port[/db], or rediss://… for TLS
+Each message goes to the topic or stream that it was stored for; one that the URL names changes nothing.
+
 Exit code: 0 everything was delivered; 3 some of it is still pending, or became a dead letter (`outlast dead list`); \
 1 it could not be done; 2 wrong usage.";
+
+const LOOK_HELP: &str = "Exit code: 0 it could be read; 1 it could not; 2 wrong usage.";
+
+const DEAD_HELP: &str = "\
+Exit code: 0 done; 1 it could not be done, or there is no such dead letter; 2 wrong usage.";
 
 const CHECK_HELP: &str = "\
 damage      acknowledged messages cannot be read, or nobody can say whether all can, or the outbox does not open
@@ -78,7 +90,7 @@ Exit code: without --yes, 0 if there is nothing to do, else 1; with it, 0 if no 
 #[derive(clap::Args)]
 pub struct Check {
     /// The outbox's directory
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX)]
     pub outbox: PathBuf,
     /// Print JSON
     #[arg(long)]
@@ -88,7 +100,7 @@ pub struct Check {
 #[derive(clap::Args)]
 pub struct Repair {
     /// The outbox's directory
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX)]
     pub outbox: PathBuf,
     /// Do it
     #[arg(long)]
@@ -100,7 +112,7 @@ pub struct Repair {
 
 #[derive(clap::Args)]
 pub struct Broker {
-    /// The broker and the topic or stream
+    /// The broker; for `produce` also the topic or stream
     #[arg(long, value_name = "URL")]
     pub to: String,
     /// A file whose first line is the password; else the variable OUTLAST_PASSWORD is looked at
@@ -138,7 +150,7 @@ pub struct Produce {
     /// appended to if it is there
     #[arg(long, value_name = "FILE")]
     pub ack_log: Option<PathBuf>,
-    /// At the end of the input: wait this long for pending messages
+    /// At the end of the input: wait this long, such as 90s or 5m, for pending messages
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
     pub drain_timeout: Duration,
     /// Print the summary as JSON, on standard output
@@ -154,9 +166,9 @@ pub struct Drain {
     #[command(flatten)]
     pub broker: Broker,
     /// The outbox's directory
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX)]
     pub outbox: PathBuf,
-    /// Give up waiting after this long; without it, wait until everything is delivered
+    /// Give up waiting after this long, such as 90s or 5m; without it, wait until everything is delivered
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub timeout: Option<Duration>,
 }
@@ -164,7 +176,7 @@ pub struct Drain {
 #[derive(clap::Args)]
 pub struct Status {
     /// The outbox's directory
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX)]
     pub outbox: PathBuf,
     /// Print JSON
     #[arg(long)]
@@ -174,7 +186,7 @@ pub struct Status {
 #[derive(clap::Args)]
 pub struct Peek {
     /// The outbox's directory
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX)]
     pub outbox: PathBuf,
     /// Messages to show, at most
     #[arg(long, value_name = "N", default_value = "10")]
@@ -205,7 +217,7 @@ pub enum DeadCommand {
 #[derive(clap::Args)]
 pub struct DeadList {
     /// The outbox's directory
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX)]
     pub outbox: PathBuf,
     /// Print a line of JSON a dead letter
     #[arg(long)]
@@ -215,7 +227,7 @@ pub struct DeadList {
 #[derive(clap::Args)]
 pub struct DeadShow {
     /// The outbox's directory
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX)]
     pub outbox: PathBuf,
     /// Print a line of JSON a dead letter
     #[arg(long)]
@@ -228,7 +240,7 @@ pub struct DeadShow {
 #[derive(clap::Args)]
 pub struct DeadChange {
     /// The outbox's directory
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX)]
     pub outbox: PathBuf,
     #[command(flatten)]
     pub which: Which,

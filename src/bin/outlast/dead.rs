@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::args::{Dead, DeadCommand, DeadList, DeadShow, Which};
 use crate::exit::{Exit, Problem};
-use crate::output::{self, count};
+use crate::output::{self, count, counted};
 use crate::peek::{bytes_as_json, content, headers_as_json};
 
 /// Carries out one of the subcommands.
@@ -16,20 +16,25 @@ pub fn run(args: &Dead) -> Result<Exit, Problem> {
         DeadCommand::Show(args) => show(args),
         DeadCommand::Requeue(args) => {
             let changed = admin::requeue(&args.outbox, selection(&args.which)?).map_err(Problem::failed)?;
-            output::line(&format!("{} messages are pending again", count(changed)))?;
-            Ok(found(changed))
+            found(changed, &args.which)?;
+            output::line(&format!("pending again: {}", counted(changed, "message")))?;
+            Ok(Exit::Done)
         }
         DeadCommand::Purge(args) => {
             let changed = admin::purge(&args.outbox, selection(&args.which)?).map_err(Problem::failed)?;
-            output::line(&format!("{} dead letters purged", count(changed)))?;
-            Ok(found(changed))
+            found(changed, &args.which)?;
+            output::line(&format!("purged: {}", counted(changed, "dead letter")))?;
+            Ok(Exit::Done)
         }
     }
 }
 
-/// Nothing to change is not what was asked for.
-fn found(changed: u64) -> Exit {
-    if changed > 0 { Exit::Done } else { Exit::Failed }
+/// Nothing to change is not what was asked for, unless all of it was.
+fn found(changed: u64, which: &Which) -> Result<(), Problem> {
+    match changed {
+        0 if !which.all => Err(Problem::failed("there is no such dead letter; what there is: outlast dead list")),
+        _ => Ok(()),
+    }
 }
 
 fn list(args: &DeadList) -> Result<Exit, Problem> {

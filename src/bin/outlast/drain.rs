@@ -5,10 +5,12 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
+use outlast::Producer;
+
 use crate::args::Drain;
 use crate::exit::{Exit, Problem};
 use crate::open::{self, Destination, GRACE_AFTER_WAIT};
-use crate::output::count;
+use crate::output::counted;
 use crate::signals::Stop;
 
 /// "Until it is done": a hundred years.
@@ -19,11 +21,12 @@ pub fn run(args: &Drain) -> Result<Exit, Problem> {
     let destination = Destination::parse(&args.broker)?;
     let outbox = args.outbox.display();
     if !args.outbox.is_dir() {
-        return Err(Problem::failed(format!("{outbox}: there is no outbox")));
+        return Err(Problem::failed(format!("there is no outbox at {outbox}")));
     }
     let mut stop = Stop::listen()?;
     let producer = open::open(destination.config(&args.outbox))?;
-    let before = producer.stats();
+    let dead_before = producer.stats().dead;
+    refuse_another_broker(&producer)?;
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(Problem::failed)?;
     let closed = runtime.block_on(async {
         {
@@ -34,17 +37,29 @@ pub fn run(args: &Drain) -> Result<Exit, Problem> {
         producer.close(GRACE_AFTER_WAIT).await
     });
     let closed = closed.map_err(Problem::failed)?;
-    let dead = producer.stats().dead.saturating_sub(before.dead);
-    let gone = before.pending.saturating_sub(closed.pending + dead);
-    eprintln!("outlast: {} messages delivered", count(gone));
+    let stats = producer.stats();
+    let dead = stats.dead.saturating_sub(dead_before);
+    eprintln!("outlast: {} delivered", counted(stats.retries_succeeded, "message"));
     if dead > 0 {
-        eprintln!("outlast: {} messages became dead letters; see: outlast dead list --outbox {outbox}", count(dead));
+        eprintln!("outlast: {} more; see: outlast dead list --outbox {outbox}", counted(dead, "dead letter"));
     }
     if closed.pending > 0 {
         eprintln!(
-            "outlast: {} messages are still pending; why: outlast status --outbox {outbox}",
-            count(closed.pending)
+            "outlast: still pending: {}; why: outlast status --outbox {outbox}",
+            counted(closed.pending, "message")
         );
     }
     Ok(if closed.pending > 0 || dead > 0 { Exit::Pending } else { Exit::Done })
+}
+
+/// Nothing would ever be delivered, and nobody told why.
+fn refuse_another_broker(producer: &Producer) -> Result<(), Problem> {
+    let waiting: u64 = producer.stats().routes.iter().filter(|route| route.pending > 0).count() as u64;
+    let others = open::not_configured(producer);
+    if others.is_empty() || (others.len() as u64) < waiting {
+        return Ok(());
+    }
+    // It has done nothing; what this cannot write, nobody misses.
+    let _ = producer.blocking_close(Duration::ZERO);
+    Err(Problem::usage("--to: nothing of what is pending is for this broker; name the one it was stored for"))
 }

@@ -5,11 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outlast::{BrokerUrl, Config, OpenErrorKind, Producer, TransportConfig};
+use outlast::{BrokerUrl, Config, OpenErrorKind, Producer, RouteStats, TransportConfig};
 
 use crate::args::Broker;
 use crate::exit::Problem;
-use crate::output;
+use crate::output::{self, counted};
 
 /// Where a password may come from without being seen in the list of processes.
 const PASSWORD_VARIABLE: &str = "OUTLAST_PASSWORD";
@@ -71,7 +71,20 @@ pub fn open(config: Config) -> Result<Producer, Problem> {
     if let Some(text) = pending(&producer) {
         eprintln!("outlast: {text}");
     }
+    for (waiting, reason) in not_configured(&producer) {
+        eprintln!("outlast: {waiting}: {reason}, so they stay where they are");
+    }
     Ok(producer)
+}
+
+/// What waits for a broker that the command line does not name, and that it does.
+pub fn not_configured(producer: &Producer) -> Vec<(String, String)> {
+    let stats = producer.stats();
+    let named = |route: &RouteStats| stats.transports.iter().any(|named| *named.name == *route.route.transport);
+    let waiting = |route: &RouteStats| format!("{} for {}", counted(route.pending, "message"), route.route);
+    let reason = |route: &RouteStats| route.blocked.as_ref().map_or(String::new(), |blocked| blocked.reason.clone());
+    let others = stats.routes.iter().filter(|route| route.pending > 0 && !named(route));
+    others.map(|route| (waiting(route), reason(route))).collect()
 }
 
 /// One line on what is pending: how much, how old, where to.
@@ -83,8 +96,8 @@ fn pending(producer: &Producer) -> Option<String> {
     let routes: Vec<String> =
         stats.routes.iter().filter(|route| route.pending > 0).map(|route| route.route.to_string()).collect();
     let oldest = stats.oldest.map_or(String::new(), |time| format!(", the oldest for {}", output::age(time)));
-    let (messages, bytes) = (output::count(stats.pending), output::bytes(stats.pending_bytes));
-    Some(format!("{messages} messages ({bytes}) pending{oldest}, for {}", routes.join(", ")))
+    let (messages, bytes) = (counted(stats.pending, "message"), output::bytes(stats.pending_bytes));
+    Some(format!("{messages} ({bytes}) pending{oldest}, for {}", routes.join(", ")))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use crate::exit::{Exit, Problem};
 pub fn line(text: &str) -> Result<(), Problem> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(|e| match e.kind() {
-        ErrorKind::BrokenPipe => Problem { exit: Exit::Failed, text: String::new() },
+        ErrorKind::BrokenPipe => Problem { exit: Exit::Done, text: String::new() },
         _ => Problem::failed(format!("standard output: {e}")),
     })
 }
@@ -31,6 +31,11 @@ pub fn count(number: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// `1 message`, `1,204 messages`.
+pub fn counted(number: u64, one: &str) -> String {
+    format!("{} {one}{}", count(number), if number == 1 { "" } else { "s" })
 }
 
 /// Bytes in the unit that fits.
@@ -73,6 +78,7 @@ mod tests {
         assert_eq!(count(999), "999");
         assert_eq!(count(1_000), "1,000");
         assert_eq!(count(1_234_567), "1,234,567");
+        assert_eq!([0, 1, 1_000].map(|n| counted(n, "line")), ["0 lines", "1 line", "1,000 lines"]);
     }
 
     #[test]

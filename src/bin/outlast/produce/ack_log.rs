@@ -12,6 +12,8 @@ const BUFFER: usize = 64 << 10;
 
 /// The log, open at its end.
 pub struct AckLog {
+    /// The last line it had when it was opened, if it had any.
+    pub last: Option<u64>,
     file: Option<File>,
     buffer: Vec<u8>,
 }
@@ -19,13 +21,11 @@ pub struct AckLog {
 impl AckLog {
     /// Opens the log, or a nameless one that keeps nothing.
     pub fn open(path: Option<&Path>) -> io::Result<Self> {
-        let Some(path) = path else { return Ok(Self { file: None, buffer: Vec::new() }) };
+        let Some(path) = path else { return Ok(Self { last: None, file: None, buffer: Vec::new() }) };
         // Not in append mode, since a device or a pipe has no end to go to.
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        if file.metadata()?.is_file() {
-            cut_half_line(&mut file)?;
-        }
-        Ok(Self { file: Some(file), buffer: Vec::with_capacity(BUFFER + 64) })
+        let last = if file.metadata()?.is_file() { cut_half_line(&mut file)? } else { None };
+        Ok(Self { last, file: Some(file), buffer: Vec::with_capacity(BUFFER + 64) })
     }
 
     /// Notes that a line was accepted.
@@ -49,8 +49,8 @@ impl AckLog {
 }
 
 /// Goes to the end of the last whole line and makes it the end of the file; leaves a file alone that ends in
-/// anything else than such lines.
-fn cut_half_line(file: &mut File) -> io::Result<()> {
+/// anything else than such lines. Returns the number on that line.
+fn cut_half_line(file: &mut File) -> io::Result<Option<u64>> {
     // Two of the longest lines: twenty digits, a tab, a word, a newline.
     const TAIL: u64 = 64;
     let length = file.seek(SeekFrom::End(0))?;
@@ -70,7 +70,9 @@ fn cut_half_line(file: &mut File) -> io::Result<()> {
     if end < length {
         file.set_len(end)?;
     }
-    file.seek(SeekFrom::Start(end)).map(drop)
+    file.seek(SeekFrom::Start(end))?;
+    let number = last.and_then(|line| line.split(|byte| *byte == b'\t').next());
+    Ok(number.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok()))
 }
 
 /// Whether this is a number, and behind a tab what `matches` one of the words; a number alone is the beginning of one.
@@ -98,6 +100,11 @@ mod tests {
         ] {
             std::fs::write(&path, before).unwrap();
             let mut log = AckLog::open(Some(&path)).unwrap();
+            assert_eq!(
+                log.last,
+                before.rfind('\n').map(|_| if before.contains("7\tstored") { 7 } else { 6 }),
+                "{before:?}"
+            );
             log.accepted(8, false).unwrap();
             log.flush().unwrap();
             assert_eq!(std::fs::read_to_string(&path).unwrap(), after, "before: {before:?}");

@@ -29,8 +29,11 @@ pub struct Batch {
 /// How the input ended.
 #[derive(Debug)]
 pub enum End {
-    /// At its end.
-    Input,
+    /// At its end, behind so many lines.
+    Input {
+        /// Lines it has, those before the first that was asked for too.
+        lines: u64,
+    },
     /// It cannot be read any further.
     Error(String),
 }
@@ -106,7 +109,7 @@ fn read_batch<R: Read>(lines: &mut Lines<R>, most: usize, limit: usize, composer
                 batch.lines.push((number, Err(format!("longer than a message may be ({limit} bytes)"))));
             }
             Ok(None) => {
-                batch.end = Some(End::Input);
+                batch.end = Some(End::Input { lines: lines.read() });
                 break;
             }
             Err(e) => {
@@ -141,7 +144,7 @@ mod tests {
             assert!(batch.lines.len() <= BATCH_LINES);
             read += batch.lines.len();
             if let Some(end) = batch.end {
-                assert!(matches!(end, End::Input));
+                assert!(matches!(end, End::Input { lines: 1000 }));
                 break;
             }
         }

@@ -50,6 +50,11 @@ impl<R: Read> Lines<R> {
         Ok(Some((self.number, Line::Whole(line))))
     }
 
+    /// Lines read up to here, those read over too.
+    pub fn read(&self) -> u64 {
+        self.number
+    }
+
     /// Whether a further line can be had without waiting for the input.
     pub fn has_buffered(&self) -> bool {
         self.input.buffer().contains(&b'\n')

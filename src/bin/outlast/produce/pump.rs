@@ -5,15 +5,17 @@
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
+use std::io::IsTerminal;
 use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use outlast::{Config, Producer, Receipt, SendError, SendFuture};
+use outlast::{Config, NotDrained, Producer, Receipt, SendError, SendFuture};
 
 use super::ack_log::AckLog;
 use super::feed::{Batch, End, Feed};
+use super::key::KeyFrom;
 use super::progress::Progress;
 use crate::args::{OnBadLine, Produce};
 use crate::open::{GRACE, GRACE_AFTER_WAIT};
@@ -21,6 +23,8 @@ use crate::signals::Stop;
 
 /// Bytes of lines on the way, beyond which nothing more is read. A window of long lines must not fill the memory.
 const WINDOW_BYTES: usize = 64 << 20;
+/// A wait for pending messages that is not worth a word.
+const UNNOTICED: Duration = Duration::from_secs(1);
 /// Bad lines that are remembered one by one; the rest is only counted.
 const BAD_LINES_NAMED: usize = 10;
 /// What happened in a run.
@@ -36,6 +40,10 @@ pub struct Ended {
     pub refused: u64,
     /// The first of them, and why.
     pub first_refused: Option<(u64, String)>,
+    /// Lines the input has, if its end was reached.
+    pub input_lines: Option<u64>,
+    /// Lines that went without the key `--key` asks for.
+    pub without_key: u64,
     /// Lines that were no message.
     pub bad: u64,
     /// The first of these, and what is wrong with them.
@@ -86,6 +94,7 @@ pub struct Pump<'a> {
     stop: Stop,
     window: usize,
     skip_bad_lines: bool,
+    wants_key: bool,
     progress: &'a Progress,
     waiting: VecDeque<Waiting>,
     waiting_bytes: usize,
@@ -111,6 +120,7 @@ impl<'a> Pump<'a> {
             stop,
             window,
             skip_bad_lines: args.on_bad_line == OnBadLine::Skip,
+            wants_key: args.key != KeyFrom::None,
             progress,
             waiting: VecDeque::with_capacity(window.min(Config::default().window_messages)),
             waiting_bytes: 0,
@@ -175,6 +185,7 @@ impl<'a> Pump<'a> {
         for (line, message) in batch.lines {
             match message {
                 Ok(message) => {
+                    self.ended.without_key += u64::from(self.wants_key && message.key_bytes().is_none());
                     let bytes = message.size();
                     self.ended.last_sent = line;
                     self.waiting_bytes += bytes;
@@ -194,7 +205,10 @@ impl<'a> Pump<'a> {
             }
         }
         match batch.end {
-            Some(End::Input) => self.reading = false,
+            Some(End::Input { lines }) => {
+                self.reading = false;
+                self.ended.input_lines = Some(lines);
+            }
             Some(End::Error(e)) => self.stop_reading(Stopped::Input(e)),
             None => {}
         }
@@ -234,9 +248,24 @@ impl<'a> Pump<'a> {
 
     /// Waits until nothing is pending, the time is up, or a signal comes. How it ended is told by `close`.
     async fn drain(&mut self, timeout: Duration) {
+        let first = timeout.min(UNNOTICED);
+        let Some(Err(waiting)) = self.drained(first).await else { return };
+        // On a terminal the progress says so.
+        if first < timeout && !std::io::stderr().is_terminal() {
+            let timeout = humantime::format_duration(timeout);
+            eprintln!("outlast: the input is read; {waiting}; waiting up to {timeout} (--drain-timeout)");
+        }
+        self.drained(timeout - first).await;
+    }
+
+    /// How a wait ended, unless a signal ended it.
+    async fn drained(&mut self, timeout: Duration) -> Option<Result<(), NotDrained>> {
         let mut drained = pin!(self.producer.drained(timeout));
-        poll_fn(|cx| if self.stop.poll(cx).is_ready() { Poll::Ready(()) } else { drained.as_mut().poll(cx).map(drop) })
-            .await;
+        poll_fn(|cx| match self.stop.poll(cx) {
+            Poll::Ready(_) => Poll::Ready(None),
+            Poll::Pending => drained.as_mut().poll(cx).map(Some),
+        })
+        .await
     }
 
     /// Closes the producer, which settles or stores what is still on the way, and notes what was accepted of that.

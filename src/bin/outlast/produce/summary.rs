@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::pump::{Ended, Stopped};
 use crate::args::Produce;
 use crate::exit::Exit;
-use crate::output::count;
+use crate::output::{count, counted};
 
 /// The outcome; its fields are the JSON of `--json`.
 #[derive(Debug, Serialize)]
@@ -20,6 +20,8 @@ pub struct Summary {
     not_accepted: u64,
     /// Lines that were no message.
     bad_lines: u64,
+    /// Lines that lacked the field that `--key` names: they have no order.
+    without_key: u64,
     /// Messages the outbox still holds, those of earlier runs too.
     pending: u64,
     /// Messages that went to the dead letters during this run.
@@ -46,6 +48,7 @@ impl Summary {
             stored: ended.stored,
             not_accepted: ended.refused,
             bad_lines: ended.bad,
+            without_key: ended.without_key,
             pending: ended.pending,
             dead,
             next_line,
@@ -59,6 +62,7 @@ impl Summary {
         if self.ended.stopped.is_some()
             || self.not_accepted > 0
             || self.bad_lines > 0
+            || self.beyond().is_some()
             || self.ended.close_error.is_some()
         {
             Exit::Failed
@@ -69,12 +73,17 @@ impl Summary {
         }
     }
 
+    /// The lines the input has, if it ended before the line that was to be the first.
+    fn beyond(&self) -> Option<u64> {
+        self.ended.input_lines.filter(|lines| *lines < self.ended.last_sent)
+    }
+
     /// For people: what happened, and how to go on where something is left to do.
     pub fn in_words(&self, args: &Produce) -> Vec<String> {
         let outbox = args.outbox.display();
         let mut lines = vec![format!(
-            "{} lines accepted in {:.1} s: {} delivered at once, {} stored",
-            count(self.delivered + self.stored),
+            "{} accepted in {:.1} s: {} delivered at once, {} stored",
+            counted(self.delivered + self.stored, "line"),
             self.seconds,
             count(self.delivered),
             count(self.stored)
@@ -82,13 +91,23 @@ impl Summary {
         for (line, reason) in &self.ended.bad_lines {
             lines.push(format!("line {line}: {reason}"));
         }
-        if self.bad_lines > self.ended.bad_lines.len() as u64 {
-            lines.push(format!("{} bad lines in all", count(self.bad_lines)));
+        if self.bad_lines > 0 {
+            lines.push(match self.ended.stopped {
+                Some(Stopped::BadLine(_)) => "stopped there; to leave such lines out: --on-bad-line skip".into(),
+                _ => format!("{} skipped", counted(self.bad_lines, "bad line")),
+            });
+        }
+        if self.without_key > 0 {
+            let lacking = counted(self.without_key, "line");
+            lines.push(format!("{lacking} had no such field for --key, and went without a key: they have no order"));
+        }
+        if let Some(has) = self.beyond() {
+            lines.push(format!("the input has no line {}: it ends after {}", args.from_line, counted(has, "line")));
         }
         if let Some((line, reason)) = &self.ended.first_refused {
             lines.push(format!("line {line} was not accepted: {reason}"));
             if self.not_accepted > 1 {
-                lines.push(format!("{} lines were not accepted in all", count(self.not_accepted)));
+                lines.push(format!("not accepted in all: {}", counted(self.not_accepted, "line")));
             }
         }
         match &self.ended.stopped {
@@ -102,15 +121,12 @@ impl Summary {
         }
         if self.pending > 0 {
             lines.push(format!(
-                "{} messages are still in {outbox}; go on with: outlast drain --to … --outbox {outbox}",
-                count(self.pending)
+                "still in {outbox}: {}; go on with: outlast drain --to … --outbox {outbox}",
+                counted(self.pending, "message")
             ));
         }
         if self.dead > 0 {
-            lines.push(format!(
-                "{} messages became dead letters; see: outlast dead list --outbox {outbox}",
-                count(self.dead)
-            ));
+            lines.push(format!("{} more; see: outlast dead list --outbox {outbox}", counted(self.dead, "dead letter")));
         }
         if let Some(line) = self.next_line {
             lines.push(format!("to go on with the input: --from-line {line}"));
