@@ -156,7 +156,8 @@ pub struct Config {
     /// How long opening waits for another process to let go of the outbox. Default 0.
     #[serde(with = "humantime_serde")]
     pub lock_wait: Duration,
-    /// Messages in flight a transport. Default 10,000; at least 1.
+    /// Messages in flight a transport. Default 10,000; at least 1. Of several transports none has more than leaves as much
+    /// of `redelivery_window` to each, and once as much besides: those that are down must not keep the others waiting.
     pub window_messages: usize,
     /// Bytes in flight a transport. Default 32 MiB; at least twice `max_message_bytes`.
     pub window_bytes: usize,
@@ -219,6 +220,14 @@ impl Default for Config {
 pub struct ConfigError(pub Vec<String>);
 
 impl Config {
+    /// Messages in flight of each of so many transports.
+    pub(crate) fn window_of_each(&self, transports: usize) -> usize {
+        if transports < 2 {
+            return self.window_messages;
+        }
+        self.window_messages.min(self.redelivery_window / (transports + 1)).max(1)
+    }
+
     /// Checks every bound.
     ///
     /// # Errors

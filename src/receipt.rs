@@ -53,7 +53,8 @@ pub enum Fate {
     Delivered(Position),
     /// The broker will never take it: it is a dead letter, with this reason.
     Dead(String),
-    /// The producer was closed first. The message is in the outbox and is delivered after the next start.
+    /// The producer was closed first: the message is in the outbox and is delivered after the next start. Or what is on the
+    /// disk of it cannot be read, and was set aside.
     Unknown,
 }
 

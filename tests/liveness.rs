@@ -455,3 +455,144 @@ fn blocked_lanes_keep_no_files_open() {
     assert!(producer.blocking_drained(LONG).is_ok(), "{:?} {:?}", producer.health(), producer.stats());
     producer.blocking_close(LONG).unwrap();
 }
+
+/// A partition that was not known when a message was handed over (of Kafka, before the topic is) was not known to be what
+/// held it up: after a restart nothing else was delivered while that partition hung, and a first attempt that was late on it
+/// had the whole transport wait.
+#[test]
+fn a_partition_that_is_chosen_late_and_hangs_holds_up_itself_alone() {
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    broker.partitions(4);
+    let open = || {
+        let submit = |inner: &dyn Transport, handover: Handover| {
+            handover.ticket.placed(inner.partition(&handover.message).expect("known to the broker"));
+            inner.submit(handover)
+        };
+        open_on(Faulty { inner: broker.transport(), submit: Box::new(submit), partition: || None }, dir.path())
+    };
+    let producer = open();
+    for number in 0..40 {
+        producer.blocking_send(numbered("t", &format!("key-{number}"), 0)).unwrap();
+    }
+    let on = |hangs: bool| {
+        let delivered = broker.delivered().into_iter().filter(move |delivered| (delivered.partition == 0) == hangs);
+        delivered.map(|delivered| shows::number_of(&delivered).0).collect::<std::collections::BTreeSet<_>>()
+    };
+    let (hanging, others) = (on(true), on(false));
+    assert_eq!(hanging.len() + others.len(), 40);
+    broker.down();
+    // The one that is tried first is of the partition that hangs.
+    for key in hanging.iter().chain(&others) {
+        producer.blocking_send(numbered("t", key, 1)).unwrap();
+    }
+    producer.blocking_close(Duration::ZERO).unwrap();
+    drop(producer);
+    broker.pause_partition(0);
+    broker.up();
+    let producer = open();
+    assert!(broker.wait_for(40 + others.len(), LONG), "{} {:?}", broker.delivered().len(), producer.stats());
+
+    // A first attempt that is late there makes nobody else wait.
+    producer.blocking_send(numbered("t", &hanging.iter().next().unwrap().clone(), 2)).unwrap();
+    let begun = Instant::now();
+    while !producer.blocking_send(numbered("t", &others.iter().next().unwrap().clone(), 2)).unwrap().is_delivered() {
+        assert!(begun.elapsed() < LONG, "{:?}", producer.stats());
+    }
+    broker.resume_partition(0);
+    assert!(producer.blocking_drained(LONG).is_ok(), "{:?} {:?}", producer.health(), producer.stats());
+    in_order(&broker.delivered());
+    producer.blocking_close(LONG).unwrap();
+}
+
+/// One ack of a partition that hung had it delivered again; when it hung anew at once, nothing that was stored was read on,
+/// of any partition.
+#[test]
+fn a_partition_that_hangs_again_while_it_is_delivered_holds_up_itself_alone() {
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    broker.partitions(2);
+    let config = Config { mode: Mode::WriteAhead, ..quick() };
+    let producer = open(config, dir.path(), &broker);
+    let message =
+        |partition: u64, number: u64| numbered("t", &format!("<{partition}>"), number).partition(partition as i32);
+    broker.pause_partition(0);
+    // More than a partition may own, so that there is always one more that finds no room.
+    producer.blocking_send_all((0..6_000).map(|number| message(0, number))).unwrap();
+    let mut sent = 0;
+    let mut others = |count: u64| {
+        producer.blocking_send_all((sent..sent + count).map(|number| message(1, number))).unwrap();
+        sent += count;
+        let wanted = sent as usize;
+        let arrived = || broker.delivered().iter().filter(|delivered| delivered.partition == 1).count();
+        let begun = Instant::now();
+        while arrived() < wanted {
+            assert!(begun.elapsed() < LONG, "{} of {wanted}: {:?}", arrived(), producer.stats());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    };
+    others(100);
+    for _ in 0..5 {
+        broker.resume_partition(0);
+        while broker.delivered().iter().filter(|delivered| delivered.partition == 0).count() == 0 {
+            std::thread::yield_now();
+        }
+        broker.pause_partition(0);
+        others(100);
+    }
+    broker.resume_partition(0);
+    assert!(producer.blocking_drained(LONG).is_ok(), "{:?} {:?}", producer.health(), producer.stats());
+    assert_eq!(in_order(&broker.delivered()).values().map(Vec::len).sum::<usize>(), 6_600);
+    producer.blocking_close(LONG).unwrap();
+}
+
+/// Transports that are down kept what they owned, as much together as may be delivered and not recorded: a healthy one got
+/// nothing of what was stored for it.
+#[test]
+fn transports_that_hang_leave_room_for_a_healthy_one() {
+    let dir = TempDir::new().unwrap();
+    let brokers = [Broker::new(), Broker::new(), Broker::new()];
+    let config = Config {
+        window_messages: 100,
+        redelivery_window: 200,
+        first_attempt: Duration::from_secs(20),
+        mode: Mode::WriteAhead,
+        ..quick()
+    };
+    let mut builder = Producer::builder().config(config).outbox(dir.path().join("outbox"));
+    for (name, broker) in ["a", "b", "c"].into_iter().zip(&brokers) {
+        builder = builder.custom_transport(name, broker.transport());
+    }
+    let producer = builder.open_blocking().expect("the producer opens");
+    let to = |name: &str, number: u64| numbered("t", &format!("key-{number}"), number).via(name);
+    for name in ["a", "b"] {
+        producer.blocking_send_all((0..100).map(|number| to(name, number))).unwrap();
+    }
+    let begun = Instant::now();
+    while brokers[..2].iter().any(|broker| broker.delivered().len() < 100) {
+        assert!(begun.elapsed() < LONG);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    brokers[..2].iter().for_each(Broker::pause);
+    for name in ["a", "b", "c"] {
+        producer.blocking_send_all((100..400).map(|number| to(name, number))).unwrap();
+    }
+    assert!(brokers[2].wait_for(300, Duration::from_secs(10)), "{:?}", producer.stats());
+    brokers[..2].iter().for_each(Broker::resume);
+    producer.blocking_drained(LONG).unwrap();
+    producer.blocking_close(LONG).unwrap();
+}
+
+/// Whoever watched a stored message, and kept a producer, waited for ever after `close`.
+#[test]
+fn who_watches_a_stored_message_hears_of_the_end() {
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    broker.down();
+    let producer = open(quick(), dir.path(), &broker);
+    let receipt = producer.blocking_send(numbered("t", "a", 1)).unwrap();
+    let outlast::Receipt::Stored { delivery, .. } = receipt else { panic!("{receipt:?}") };
+    let other = producer.clone();
+    let (told, answer) = std::sync::mpsc::channel();
+    std::thread::spawn(move || told.send(pollster::block_on(delivery)));
+    producer.blocking_close(Duration::ZERO).unwrap();
+    assert_eq!(answer.recv_timeout(LONG).expect("it is told"), outlast::Fate::Unknown);
+    drop(other);
+}

@@ -174,4 +174,8 @@ impl Recipient for Entry {
             self.dispatcher().report(&self, outcome);
         }
     }
+
+    fn placed(&self, partition: i32) {
+        self.dispatcher().placed(self, partition);
+    }
 }

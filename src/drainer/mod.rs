@@ -42,6 +42,7 @@ pub fn start(dispatcher: &Arc<Dispatcher>, options: DrainOptions) -> io::Result<
             let reason = format!("the drainer panicked, what is stored waits for a restart: {}", words(&*panic));
             tracing::error!(transport = %dispatcher.name(), reason);
             dispatcher.mailbox().stop();
+            dispatcher.forget_watchers(0..=u64::MAX);
             dispatcher.set_view(View { panicked: Some((reason, clock::unix_millis())), ..dispatcher.view() });
         }
     })

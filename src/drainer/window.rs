@@ -83,6 +83,14 @@ impl Window {
         Ok(())
     }
 
+    /// A message that is in goes to another partition than was thought.
+    pub fn relocate(&mut self, load: Load, partition: i32) {
+        self.leave_partition(load);
+        let share = self.partitions.entry((load.route, partition)).or_default();
+        share.messages += 1;
+        share.bytes += load.bytes;
+    }
+
     /// Lets a message out.
     pub fn leave(&mut self, load: Load) {
         if self.all.messages > 0 {
@@ -91,6 +99,10 @@ impl Window {
         }
         self.all.bytes = self.all.bytes.saturating_sub(load.bytes);
         self.drained -= usize::from(load.drained).min(self.drained);
+        self.leave_partition(load);
+    }
+
+    fn leave_partition(&mut self, load: Load) {
         if let Some(partition) = load.partition {
             let key = (load.route, partition);
             if let Some(share) = self.partitions.get_mut(&key) {

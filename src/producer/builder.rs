@@ -14,6 +14,7 @@ use super::core::{Bell, Core, Line};
 use super::open_error::{OpenError, OpenErrorKind};
 use super::start::{Named, make_line, start, tell_of_backlog};
 use crate::config::{Config, EVENTS, Mode, OnPoison, Order, RouteConfig, TransportConfig};
+use crate::drainer::WindowLimits;
 use crate::outbox::{Outbox, OutboxOptions, StatusFile};
 use crate::transport::{self, BrokerUrl, Transport};
 
@@ -214,8 +215,9 @@ impl Builder {
         })?);
         let (events, _) = broadcast::channel(EVENTS);
         let owned = Arc::default();
+        let window = WindowLimits { messages: config.window_of_each(transports.len()), bytes: config.window_bytes };
         let lines: Vec<Line> =
-            transports.into_iter().map(|named| make_line(&config, &outbox, &events, &owned, named)).collect();
+            transports.into_iter().map(|named| make_line(&config, window, &outbox, &events, &owned, named)).collect();
         let core = Arc::new(Core {
             status: Mutex::new(StatusFile::new(outbox.directory().paths().status())),
             outbox,

@@ -154,6 +154,9 @@ impl Core {
             line.dispatcher.store_late(None);
         }
         let closed = self.outbox.close();
+        for line in &self.lines {
+            line.dispatcher.forget_watchers(0..=u64::MAX);
+        }
         self.write_status(Lifecycle::Closed);
         self.outbox.release();
         let outcome = match closed {

@@ -30,6 +30,7 @@ pub(super) type Named = (Arc<str>, Order, Arc<dyn Transport>);
 /// One transport's dispatcher and settings. Every route of the configuration names its transport by now.
 pub(super) fn make_line(
     config: &Config,
+    window: WindowLimits,
     outbox: &Arc<Outbox>,
     events: &broadcast::Sender<Event>,
     owned_everywhere: &Arc<AtomicUsize>,
@@ -50,7 +51,7 @@ pub(super) fn make_line(
         transport,
         outbox: Arc::clone(outbox),
         slots: config.slots,
-        window: WindowLimits { messages: config.window_messages, bytes: config.window_bytes },
+        window,
         owned_everywhere: Arc::clone(owned_everywhere),
         first_attempt: config.first_attempt,
         // Nobody may be listening: then there is nothing to tell.
@@ -94,7 +95,7 @@ pub(super) fn start(core: &Arc<Core>) -> Result<(), OpenError> {
     }
     // Only now: whatever cannot work has said so, and nothing was handed over.
     for line in &core.lines {
-        let thread = drainer::start(&line.dispatcher, drain_options(&core.config, line));
+        let thread = drainer::start(&line.dispatcher, drain_options(&core.config, core.lines.len(), line));
         let thread = thread.map_err(|error| failed(format!("transport `{}`: no thread: {error}", line.name)))?;
         lock(&core.drainers).push(thread);
     }
@@ -103,7 +104,7 @@ pub(super) fn start(core: &Arc<Core>) -> Result<(), OpenError> {
     Ok(())
 }
 
-fn drain_options(config: &Config, line: &Line) -> DrainOptions {
+fn drain_options(config: &Config, transports: usize, line: &Line) -> DrainOptions {
     let poison: HashMap<Arc<str>, OnPoison> = config
         .routes
         .iter()
@@ -113,7 +114,7 @@ fn drain_options(config: &Config, line: &Line) -> DrainOptions {
     let default = config.on_poison;
     DrainOptions {
         backoff: Backoff { base: config.backoff_base, cap: config.backoff_cap, ..Backoff::default() },
-        window: config.window_messages,
+        window: config.window_of_each(transports),
         redelivery_window: config.redelivery_window,
         max_attempts: config.max_attempts,
         rate: config.drain_rate.and_then(NonZeroU32::new),

@@ -103,6 +103,9 @@ pub struct Refused {
 pub trait Recipient: Send + Sync {
     /// Takes the report.
     fn report(self: Arc<Self>, outcome: Outcome);
+
+    /// Hears which partition the message goes to.
+    fn placed(&self, _partition: i32) {}
 }
 
 /// The right, and the duty, to report once on a message.
@@ -123,6 +126,15 @@ impl Ticket {
     /// A ticket that reports to `recipient`.
     pub fn new(recipient: Arc<dyn Recipient>) -> Self {
         Self(Some(recipient))
+    }
+
+    /// Says which partition the message goes to: for a transport whose [`partition`](Transport::partition) could not
+    /// say, or said another. To be called before the message is on its way, from `submit` or later, as often as that
+    /// changes. Without it a partition that hangs is not known to be what holds the message up.
+    pub fn placed(&self, partition: i32) {
+        if let Some(recipient) = &self.0 {
+            recipient.placed(partition);
+        }
     }
 
     /// The broker acknowledged the message, at the configured strength, and said where it lies.

@@ -6,18 +6,18 @@ use std::sync::atomic::Ordering;
 use super::send::is_share_full;
 use super::{Dispatcher, lock};
 use crate::drainer::entry::{Entry, Phase};
+use crate::drainer::window::Full;
 use crate::message::Outgoing;
 use crate::planted::{self, Planted};
 use crate::transport::Failure;
 use crate::wal::{Lsn, Mark};
 
 /// How an attempt to hand over a stored message went.
-#[derive(Debug)]
 pub enum Attempt {
-    /// The transport owns it, on this partition of this route if that is known; or nobody need take it any more.
-    Owned(Option<(u64, i32)>),
-    /// There is no room now; a report will make some.
-    NoRoom,
+    /// The transport owns it; `None`: nobody need take it any more.
+    Owned(Option<Arc<Entry>>),
+    /// There is no room now, in all or for its partition; a report will make some.
+    NoRoom(Full),
     /// Something of its lane failed and the drainer has not read of it yet, or the lane waits for reports.
     Later,
     /// The transport did not take it.
@@ -57,8 +57,8 @@ impl Dispatcher {
         if lock(&self.window).enter(load).is_err() {
             self.wants_room.store(true, Ordering::Release);
             // What was reported between the two looks rang for nobody.
-            if lock(&self.window).enter(load).is_err() {
-                return Attempt::NoRoom;
+            if let Err(full) = lock(&self.window).enter(load) {
+                return Attempt::NoRoom(full);
             }
         }
         {
@@ -69,12 +69,14 @@ impl Dispatcher {
         lock(&self.owned).insert(again.lsn);
         slot.push(&entry);
         if let Err(failure) = self.submit(&entry) {
-            lock(&self.window).leave(load);
+            // It may have said another partition meanwhile.
+            let partition = entry.state().partition;
+            lock(&self.window).leave(self.load(&entry, partition));
             lock(&self.owned).remove(&again.lsn);
             slot.remove(&entry);
             if is_share_full(&failure) {
                 self.wants_room.store(true, Ordering::Release);
-                return Attempt::NoRoom;
+                return Attempt::NoRoom(Full::Partition);
             }
             return Attempt::Refused(failure);
         }
@@ -87,7 +89,16 @@ impl Dispatcher {
                 slot.close(lane);
             }
         }
-        Attempt::Owned(partition.map(|partition| (entry.route, partition)))
+        Attempt::Owned(Some(entry))
+    }
+
+    /// The transport has chosen a partition.
+    pub(in crate::drainer) fn placed(&self, entry: &Entry, partition: i32) {
+        let mut state = entry.state();
+        if state.phase == Phase::Owned && state.partition != Some(partition) {
+            lock(&self.window).relocate(self.load(entry, state.partition), partition);
+            state.partition = Some(partition);
+        }
     }
 
     /// Counts a message of the backlog that the drainer passes over: its lane is gated by it from now on.

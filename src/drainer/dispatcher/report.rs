@@ -1,5 +1,6 @@
 //! What the transport says about what it owned.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -118,6 +119,11 @@ impl Dispatcher {
         self.counters.redelivered.fetch_add(1, Ordering::Relaxed);
         self.fate(lsn, || Fate::Delivered(position));
         self.mailbox.post(Mail::Settled { lsn, entry: Arc::clone(entry), position });
+    }
+
+    /// Whoever watches one of these hears that nobody will say what became of it.
+    pub fn forget_watchers(&self, lsns: RangeInclusive<Lsn>) {
+        lock(&self.watchers).drop_all(lsns);
     }
 
     /// Tells whoever watches a stored message.

@@ -89,8 +89,8 @@ impl Dispatcher {
         slot.push(entry);
         self.busy.mark(entry.slot);
         entry.state().phase = Phase::Owned;
-        let partition = entry.state().partition;
         let Err(failure) = self.submit(entry) else { return true };
+        let partition = entry.state().partition;
         lock(&self.window).leave(self.load(entry, partition));
         entry.state().phase = Phase::Idle;
         if is_share_full(&failure) {

@@ -1,6 +1,7 @@
 //! Who waits for the fate of stored messages.
 
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 
 use tokio::sync::oneshot;
 
@@ -26,6 +27,11 @@ impl Watchers {
             self.by_lsn.shrink_to(self.sweep_at);
         }
         self.by_lsn.insert(lsn, watcher);
+    }
+
+    /// Nobody will tell what became of these: that, they hear.
+    pub fn drop_all(&mut self, lsns: RangeInclusive<Lsn>) {
+        self.by_lsn.retain(|lsn, _| !lsns.contains(lsn));
     }
 
     pub fn take(&mut self, lsn: Lsn) -> Option<oneshot::Sender<Fate>> {

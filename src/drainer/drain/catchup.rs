@@ -38,6 +38,8 @@ pub struct CatchUp {
     peeked: Option<Skipped>,
     /// Something was skipped since the pass began: there must be another.
     pub dirty: bool,
+    /// It has looked at many messages and found none yet: it goes on where it is.
+    pub searching: bool,
 }
 
 impl CatchUp {
@@ -48,7 +50,7 @@ impl CatchUp {
         } else {
             Source::Log { scan: Box::new(outbox.scan(first)), records: VecDeque::new(), passed: 0 }
         };
-        Self { key, source, peeked: None, dirty: false }
+        Self { key, source, peeked: None, dirty: false, searching: false }
     }
 
     /// Whether the pass reads the log.

@@ -5,11 +5,12 @@
 //! watched: when that is late, the partition is blocked, and holds up itself alone.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Drain;
 use crate::clock;
-use crate::message::{Lane, Outgoing, Route};
+use crate::drainer::entry::Entry;
 use crate::wal::Lsn;
 
 /// How often a transport is asked to hand everything back, at most: what it owned takes its time to be reported.
@@ -18,24 +19,24 @@ const HAND_BACK: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_millis(100);
 
 struct HandedOver {
-    route: Route,
-    lane: Option<Lane>,
+    entry: Arc<Entry>,
     lsn: Lsn,
     since: Instant,
 }
 
-/// Of each partition that owns something, by its route's hash, a hand-over.
+/// Of each partition that owns something, by its route's hash, a hand-over; and of each route one whose partition the
+/// transport had not chosen then.
 #[derive(Default)]
 pub(super) struct Watch {
-    partitions: HashMap<(u64, i32), HandedOver>,
+    partitions: HashMap<(u64, Option<i32>), HandedOver>,
     looked: Option<Instant>,
 }
 
 impl Watch {
     /// A message was handed over. The first of its partition is watched, until that was reported on.
-    pub fn handed_over(&mut self, partition: (u64, i32), message: &Outgoing, lsn: Lsn, now: Instant) {
-        let handed_over = || HandedOver { route: message.route.clone(), lane: message.lane, lsn, since: now };
-        self.partitions.entry(partition).or_insert_with(handed_over);
+    pub fn handed_over(&mut self, entry: Arc<Entry>, lsn: Lsn, now: Instant) {
+        let key = (entry.route, entry.state().partition);
+        self.partitions.entry(key).or_insert_with(|| HandedOver { entry, lsn, since: now });
     }
 
     /// When the first that is watched will be late.
@@ -80,9 +81,15 @@ impl Drain {
         watch.partitions.retain(|_, watched| dispatcher.is_owned(watched.lsn));
         // Watched again with the next hand-over: there is one when the block is lifted.
         let late = watch.partitions.extract_if(|_, watched| clock::after(watched.since, late_after) <= now);
-        let late: Vec<_> = late.map(|((_, partition), watched)| (watched, partition)).collect();
-        for (watched, partition) in late {
-            self.late(&watched.route, Some(partition), watched.lane, now);
+        let late: Vec<_> = late.collect();
+        for ((route, _), watched) in late {
+            let partition = watched.entry.state().partition;
+            if partition.is_some() {
+                self.late(&watched.entry.message.route, partition, watched.entry.lane(), now);
+            } else {
+                // Where there are no partitions, or none was chosen, the transport itself says when it takes too long.
+                self.watch.partitions.insert((route, None), HandedOver { since: now, ..watched });
+            }
         }
     }
 }

@@ -11,17 +11,18 @@ mod news;
 mod pass;
 mod skip;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use catchup::{CatchUp, Unindexed};
+use catchup::{CatchUp, Unindexed, lane_or_own};
 use late::Watch;
 use skip::PROBE_RETRY;
 
 use super::dispatcher::{Again, Attempt, Dispatcher};
 use super::mailbox::Mail;
+use super::window::Full;
 use crate::config::OnPoison;
 use crate::message::Outgoing;
 use crate::outbox::{Scan, ScanError};
@@ -122,6 +123,8 @@ struct KindsOfLines {
 pub(super) enum Halt {
     /// There is no room, or nothing may be handed over now; a ring changes that.
     Wait,
+    /// The partition of this message has no room; others may have.
+    Partition,
     /// Settling this message would scatter the log's memory of what is settled beyond its bound; others may go.
     Scattered,
     /// Until then.
@@ -202,7 +205,7 @@ impl Drain {
         self.notice_late(now);
         let progress = match self.hand_over(now) {
             Ok(true) => Progress::More,
-            Ok(false) | Err(Halt::Wait) => Progress::Idle(self.next_wake(now)),
+            Ok(false) | Err(Halt::Wait | Halt::Partition) => Progress::Idle(self.next_wake(now)),
             Err(Halt::Scattered) => self.idle_until(now + RECORD_RETRY, now),
             Err(Halt::Until(at)) => self.idle_until(at, now),
         };
@@ -212,10 +215,14 @@ impl Drain {
 
     /// The stages, in the order that keeps lanes in order. True: there is more.
     fn hand_over(&mut self, now: Instant) -> Result<bool, Halt> {
-        if self.down.is_some() || self.is_waiting() && !self.transport_due(now) {
+        if self.down.is_some() {
             return Ok(false);
         }
+        // Also while the transport waits: what hung partitions own may be all that it waits for.
         self.free_the_window(now);
+        if self.is_waiting() && !self.transport_due(now) {
+            return Ok(false);
+        }
         let returned = self.hand_over_returned(now);
         self.close_gaps(now)?;
         returned?;
@@ -260,10 +267,15 @@ impl Drain {
     }
 
     fn hand_over_returned(&mut self, now: Instant) -> Result<(), Halt> {
-        let mut from = 0;
+        let (mut from, mut behind) = (0, HashSet::new());
         while let Some((&lsn, back)) = self.returned.range(from..).next() {
             let message = Arc::clone(&back.message);
             from = lsn + 1;
+            // One that stays keeps the later ones of its lane behind it.
+            let lane = lane_or_own(&message, lsn);
+            if behind.contains(&lane) {
+                continue;
+            }
             if self.dispatcher.outbox().is_settled(lsn) {
                 self.dispatcher.uncount(&message);
             } else if let Some(key) = self.block_of(&message, lsn) {
@@ -271,7 +283,10 @@ impl Drain {
             } else {
                 match self.offer(&Again { lsn, message, counted: true, alone: false }, now) {
                     Ok(()) => {}
-                    Err(Halt::Scattered) => continue,
+                    Err(Halt::Scattered) => {
+                        behind.insert(lane);
+                        continue;
+                    }
                     Err(halt) => return Err(halt),
                 }
             }
@@ -311,15 +326,16 @@ impl Drain {
             rate.give_back(1);
         }
         match attempt {
-            Attempt::Owned(partition) => {
-                if let Some(partition) = partition {
-                    self.watch.handed_over(partition, &again.message, again.lsn, now);
+            Attempt::Owned(entry) => {
+                if let Some(entry) = entry {
+                    self.watch.handed_over(entry, again.lsn, now);
                 }
                 Ok(())
             }
             // With nothing in flight there is no report to come.
-            Attempt::NoRoom if self.dispatcher.in_flight().0 == 0 => Err(Halt::Until(now + PROBE_RETRY)),
-            Attempt::NoRoom => Err(Halt::Wait),
+            Attempt::NoRoom(_) if self.dispatcher.in_flight().0 == 0 => Err(Halt::Until(now + PROBE_RETRY)),
+            Attempt::NoRoom(Full::Partition) => Err(Halt::Partition),
+            Attempt::NoRoom(Full::Window) => Err(Halt::Wait),
             // Something of the lane failed: the mail says what, or will, and rings.
             Attempt::Later => Err(Halt::Wait),
             Attempt::Refused(failure) => {

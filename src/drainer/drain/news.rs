@@ -104,8 +104,8 @@ impl Drain {
                 return;
             }
         }
-        // What the cursor has not reached yet it will meet by itself.
-        if lsn < self.cursor {
+        // What the cursor has not reached yet it will meet by itself; what the log could not take is not there.
+        if lsn < self.cursor && !entry.state().given_up {
             self.returned.insert(lsn, Back { message: Arc::clone(message) });
         }
     }
@@ -151,7 +151,8 @@ impl Drain {
         let scope = partition.map_or(Scope::Transport, Scope::Partition);
         let failure = Arc::new(Failure::new(Class::Transient, scope, "no acknowledgement within the deadline"));
         let key = self.key_of(scope, route, partition, lane.unwrap_or(Lane(0)));
-        if self.blocks.get(key).is_none() {
+        // One that was delivering again, and hangs anew, is blocked anew.
+        if !self.blocks.is_waiting(key) {
             self.block(key, route, &failure, false, false, now);
         }
     }

@@ -77,6 +77,7 @@ impl Drain {
             Ok(Scanned::Damaged(damage)) => {
                 outbox.set_aside(&damage);
                 self.cursor = self.cursor.max(damage.last_lsn + 1);
+                self.dispatcher.forget_watchers(damage.first_lsn..=damage.last_lsn);
                 self.dispatcher.tell(crate::stats::Event::SetAside {
                     first_lsn: damage.first_lsn,
                     last_lsn: damage.last_lsn,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::catchup::{CatchUp, CatchUpError, Skipped, lane_or_own};
 use super::{BATCH, Drain, Halt, OWNED_RETRY, READ_RETRY};
 use crate::drainer::dispatcher::{Again, route_hash};
-use crate::message::Outgoing;
+use crate::message::{Lane, Outgoing};
 use crate::outbox::ledger::{ParkedKey, ParkedRow};
 use crate::schedule::{Block, BlockKey, BlockState};
 use crate::transport::Class;
@@ -20,6 +20,8 @@ pub(super) const PROBE_RETRY: Duration = Duration::from_millis(50);
 const INDEXED: u64 = 100_000;
 /// Passes that are under way at a time: each keeps a frame of the log in memory.
 const PASSES: usize = 16;
+/// Messages of others that are read over in search of one, at a time.
+const SEARCHED: usize = 4_096;
 /// Oldest messages that are looked at in a tick when the log's memory of what is settled is scattered.
 const GAPS: usize = 256;
 /// What a message costs when the log is read in order, in bytes: rather less than it takes there.
@@ -33,8 +35,13 @@ fn is_tried_alone(key: BlockKey, block: &Block) -> bool {
     block.alone || block.class == Class::Hold && key != BlockKey::Transport
 }
 
-/// What a block skipped cannot be read now. That block waits, and nothing else: what others skipped may well be read.
-struct Unreadable;
+/// Why what a block skipped is not to be had now.
+enum NotNow {
+    /// It cannot be read. That block waits, and nothing else: what others skipped may well be read.
+    Unreadable,
+    /// None was found among many: the search goes on in the next tick, after what else there is to do.
+    More,
+}
 
 impl Drain {
     /// Tries one message of each block whose time has come.
@@ -47,8 +54,14 @@ impl Drain {
                 self.blocks.set_state(key, BlockState::Waiting(now + OWNED_RETRY));
                 continue;
             }
-            self.catch_ups.remove(&key);
+            if !self.catch_ups.get(&key).is_some_and(|pass| pass.searching) {
+                self.catch_ups.remove(&key);
+            }
             let next = self.next_to_probe(key, now);
+            if matches!(next, Err(NotNow::More)) {
+                // Still due, and the first again.
+                return Ok(());
+            }
             // One message was all: a pass keeps a file open and a frame in memory, and there may be many blocks.
             self.catch_ups.remove(&key);
             let Ok(Some(skipped)) = next else { continue };
@@ -62,7 +75,7 @@ impl Drain {
                     self.blocks.set_state(key, BlockState::Probing(lsn));
                     self.probes.insert(lsn, key);
                 }
-                Err(Halt::Wait | Halt::Scattered) => {
+                Err(Halt::Wait | Halt::Partition | Halt::Scattered) => {
                     self.blocks.set_state(key, BlockState::Waiting(now + PROBE_RETRY));
                 }
                 Err(halt) => return Err(halt),
@@ -72,7 +85,7 @@ impl Drain {
     }
 
     /// The message that a block is probed with; `None`: there is none, or not now.
-    fn next_to_probe(&mut self, key: BlockKey, now: Instant) -> Result<Option<Skipped>, Unreadable> {
+    fn next_to_probe(&mut self, key: BlockKey, now: Instant) -> Result<Option<Skipped>, NotNow> {
         loop {
             let Some(skipped) = self.next_skipped(key, now)? else {
                 self.lift(key);
@@ -96,7 +109,7 @@ impl Drain {
         let keys: Vec<BlockKey> = self.blocks.catching_up().take(PASSES).collect();
         if self.catch_ups.len() > PASSES {
             // Those of blocks that failed again, or whose turn is later: each keeps a file open.
-            self.catch_ups.retain(|key, _| keys.contains(key));
+            self.catch_ups.retain(|key, pass| pass.searching || keys.contains(key));
         }
         let each = (BATCH / keys.len().max(1)).max(1);
         let mut more = false;
@@ -106,7 +119,13 @@ impl Drain {
                     more = true;
                     break;
                 }
-                let Ok(skipped) = self.next_skipped(key, now) else { break };
+                let skipped = match self.next_skipped(key, now) {
+                    Ok(skipped) => skipped,
+                    Err(not_now) => {
+                        more |= matches!(not_now, NotNow::More);
+                        break;
+                    }
+                };
                 let Some(skipped) = skipped else {
                     self.end_pass(key);
                     break;
@@ -123,7 +142,8 @@ impl Drain {
                         pass.put_back(Skipped { lsn, message, row });
                     }
                     match halt {
-                        Halt::Scattered => break,
+                        // It holds up itself alone.
+                        Halt::Scattered | Halt::Partition => break,
                         Halt::Wait | Halt::Until(_) => return Err(halt),
                     }
                 }
@@ -141,7 +161,8 @@ impl Drain {
         if !outbox.too_scattered() {
             return Ok(());
         }
-        let mut closed = HashSet::new();
+        let returned = self.returned.iter().map(|(lsn, back)| lane_or_own(&back.message, *lsn));
+        let mut closed: HashSet<Lane> = returned.collect();
         for lsn in outbox.gaps(outbox.first_pending(), GAPS) {
             if lsn >= self.cursor {
                 break;
@@ -149,7 +170,12 @@ impl Drain {
             if self.dispatcher.is_owned(lsn) || self.returned.contains_key(&lsn) {
                 continue;
             }
-            let Ok(Some(message)) = outbox.read(lsn, None) else { continue };
+            let message = match outbox.read(lsn, None) {
+                Ok(Some(message)) => message,
+                Ok(None) => continue,
+                // Nobody can say which lane it is of.
+                Err(_) => return Ok(()),
+            };
             let lane = lane_or_own(&message, lsn);
             let key = self.block_of(&message, lsn);
             let mine = message.route.transport == *self.dispatcher.name();
@@ -165,7 +191,7 @@ impl Drain {
             let row = self.row_of(&message, lsn);
             match self.offer(&Again { lsn, message: Arc::new(message), counted: true, alone: false }, now) {
                 Ok(()) => self.forget_row(row),
-                Err(Halt::Scattered) => {
+                Err(Halt::Scattered | Halt::Partition) => {
                     closed.insert(lane);
                 }
                 Err(halt) => return Err(halt),
@@ -246,14 +272,17 @@ impl Drain {
     }
 
     /// The next message that was passed over because of `key` and may still have to be delivered.
-    fn next_skipped(&mut self, key: BlockKey, now: Instant) -> Result<Option<Skipped>, Unreadable> {
-        loop {
+    fn next_skipped(&mut self, key: BlockKey, now: Instant) -> Result<Option<Skipped>, NotNow> {
+        for _ in 0..SEARCHED {
             let outbox = Arc::clone(self.dispatcher.outbox());
             let by_rows = self.by_rows(key);
             let first = self.first_skipped(key);
             let pass = self.catch_ups.entry(key).or_insert_with(|| CatchUp::new(&outbox, key, first, by_rows));
             match pass.next(&outbox, self.cursor) {
-                Ok(Some(skipped)) if self.concerns(key, &skipped) => return Ok(Some(skipped)),
+                Ok(Some(skipped)) if self.concerns(key, &skipped) => {
+                    self.set_searching(key, false);
+                    return Ok(Some(skipped));
+                }
                 Ok(Some(_)) => {}
                 Ok(None) => return Ok(None),
                 Err(CatchUpError::Ledger) => {
@@ -267,9 +296,17 @@ impl Drain {
                     self.blocks.set_state(key, BlockState::Waiting(now + READ_RETRY));
                     self.catch_ups.remove(&key);
                     self.set_read_error(Some((error, now)));
-                    return Err(Unreadable);
+                    return Err(NotNow::Unreadable);
                 }
             }
+        }
+        self.set_searching(key, true);
+        Err(NotNow::More)
+    }
+
+    fn set_searching(&mut self, key: BlockKey, searching: bool) {
+        if let Some(pass) = self.catch_ups.get_mut(&key) {
+            pass.searching = searching;
         }
     }
 

@@ -45,7 +45,8 @@ impl Shared {
             }
             return Ok(());
         }
-        if !state.waiting.is_empty()
+        // Also where nothing waits any more: what of it has failed may not be reported yet.
+        if state.aside.is_some()
             && let Some(partition) = self.place(state, &handover.message, now)
             && state.aside.as_ref().is_some_and(|aside| aside.holds(partition, handover.message.lane))
         {
@@ -78,6 +79,7 @@ impl Shared {
             let failure = no_room(&handover.message, partition, full(led));
             return refuse(handover, failure);
         }
+        handover.ticket.placed(partition);
         if handover.alone {
             return self.solo.submit(self, handover, partition, share);
         }
