@@ -596,3 +596,44 @@ fn who_watches_a_stored_message_hears_of_the_end() {
     assert_eq!(answer.recv_timeout(LONG).expect("it is told"), outlast::Fate::Unknown);
     drop(other);
 }
+
+/// The same where the transport chose the partition of a first attempt only after that was late.
+#[test]
+fn a_partition_that_is_chosen_after_the_deadline_and_hangs_holds_up_itself_alone() {
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    broker.partitions(4);
+    let transport = broker.transport();
+    let inner = Arc::clone(&transport);
+    let submit = move |_: &dyn Transport, handover: Handover| {
+        let inner = Arc::clone(&inner);
+        let partition = inner.partition(&handover.message).expect("known to the broker");
+        if partition != 0 {
+            handover.ticket.placed(partition);
+            return inner.submit(handover);
+        }
+        std::thread::spawn(move || {
+            std::thread::sleep(3 * quick().first_attempt);
+            handover.ticket.placed(partition);
+            if let Err(refused) = inner.submit(handover) {
+                refused.handover.ticket.failed(refused.failure, false);
+            }
+        });
+        Ok(())
+    };
+    let faulty = Faulty { inner: transport, submit: Box::new(submit), partition: || None };
+    let producer = open_on(faulty, dir.path());
+    broker.pause_partition(0);
+    for number in 0..40 {
+        producer.blocking_send(numbered("t", &format!("key-{number}"), 0)).unwrap();
+    }
+    let hanging = || broker.owned();
+    let begun = Instant::now();
+    while hanging() == 0 || broker.delivered().len() + hanging() < 40 {
+        assert!(begun.elapsed() < LONG, "{} {:?}", broker.delivered().len(), producer.stats());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    broker.resume_partition(0);
+    assert!(producer.blocking_drained(LONG).is_ok(), "{:?} {:?}", producer.health(), producer.stats());
+    assert_eq!(in_order(&broker.delivered()).len(), 40);
+    producer.blocking_close(LONG).unwrap();
+}

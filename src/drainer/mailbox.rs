@@ -49,12 +49,8 @@ pub enum Mail {
     },
     /// A first attempt has taken too long. The transport still owns it.
     Late {
-        /// The route.
-        route: Route,
-        /// The partition.
-        partition: Option<i32>,
-        /// The lane.
-        lane: Option<Lane>,
+        /// The message.
+        entry: Arc<Entry>,
     },
     /// The transport reported on a message from within `submit`, where the lock of its slot is held.
     Reported {

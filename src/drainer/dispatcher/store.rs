@@ -118,18 +118,14 @@ impl Dispatcher {
             }
             for entry in unstored {
                 let late = now.is_none_or(|now| entry.deadline.is_some_and(|deadline| deadline <= now));
-                let (owned, partition) = {
-                    let state = entry.state();
-                    (state.phase == Phase::Owned, state.partition)
-                };
+                let owned = entry.state().phase == Phase::Owned;
                 if !late {
                     continue;
                 }
                 // Most of what was sent before it is late, too, and was stored just now.
                 self.store(&mut slot, &entry);
                 if owned && now.is_some() {
-                    let route = entry.message.route.clone();
-                    self.mailbox.post(Mail::Late { route, partition, lane: entry.lane() });
+                    self.mailbox.post(Mail::Late { entry: Arc::clone(&entry) });
                 }
             }
         }

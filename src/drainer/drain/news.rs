@@ -7,7 +7,7 @@ use super::catchup::lane_or_own;
 use super::{Back, Drain};
 use crate::clock;
 use crate::drainer::dispatcher::{Again, route_hash};
-use crate::drainer::entry::Entry;
+use crate::drainer::entry::{Entry, Storing};
 use crate::drainer::mailbox::Mail;
 use crate::message::{Lane, Outgoing, Position, Route};
 use crate::outbox::ledger::LaneRow;
@@ -26,7 +26,7 @@ impl Drain {
             Mail::FirstFailed { route, partition, lane, failure } => {
                 self.first_failed(&route, partition, lane, &failure, now);
             }
-            Mail::Late { route, partition, lane } => self.late(&route, partition, lane, now),
+            Mail::Late { entry } => self.first_late(entry, now),
             Mail::Reported { entry, outcome } => self.dispatcher.report(&entry, outcome),
             Mail::Available(availability) => self.available(availability, now),
             Mail::RouteUp(route) => self.blocks.hurry(route, now),
@@ -145,6 +145,19 @@ impl Drain {
             (_, scope, lane) => self.key_of(scope, route, partition, lane.unwrap_or(Lane(0))),
         };
         self.block(key, route, failure, failure.class == Class::Permanent, false, now);
+    }
+
+    /// A first attempt is late, and stored.
+    fn first_late(&mut self, entry: Arc<Entry>, now: Instant) {
+        let (partition, storing) = {
+            let state = entry.state();
+            (state.partition, state.storing)
+        };
+        self.late(&entry.message.route, partition, entry.lane(), now);
+        if let (None, Storing::Queued(lsn) | Storing::Durable(lsn)) = (partition, storing) {
+            // Should it get to a partition, and hang there, the transport is not what it waits for.
+            self.watch.handed_over(entry, lsn, now);
+        }
     }
 
     pub(super) fn late(&mut self, route: &Route, partition: Option<i32>, lane: Option<Lane>, now: Instant) {
