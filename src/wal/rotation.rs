@@ -66,14 +66,13 @@ impl Committer {
 
     /// Makes the current segment complete, so that a new one may be begun.
     pub fn leave(&mut self, now: Instant) {
-        if let Some(active) = &mut self.active {
-            match active.sync() {
-                Ok(written) => self.acknowledge(written, now),
-                Err(error) => {
-                    let mut groups = self.give_up(&error);
-                    let controls = groups.iter_mut().flat_map(Group::take_controls).collect();
-                    self.put_back(controls, now);
-                }
+        let Some(active) = self.active.as_mut().filter(|active| !active.unsynced.is_empty()) else { return };
+        match active.sync() {
+            Ok(written) => self.acknowledge(written, now),
+            Err(error) => {
+                let mut groups = self.give_up(&error);
+                let controls = groups.iter_mut().flat_map(Group::take_controls).collect();
+                self.put_back(controls, now);
             }
         }
     }

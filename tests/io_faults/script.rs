@@ -297,9 +297,11 @@ impl Script {
         }
         if self.refused_by_disk {
             let told = || producer.health().alerts.iter().any(|alert| alert.starts_with("disk: "));
-            wait_until("health tells of the disk", Duration::from_secs(2), told);
+            wait_until("health tells of the disk", Duration::from_secs(2), &told);
             if self.look_at_status {
-                wait_until("the file tells of the disk", Duration::from_secs(4), || self.storage_in_status().is_some());
+                // A message that still fits into the segment is taken, and then there is nothing to tell.
+                let said = || self.storage_in_status().is_some() || !told();
+                wait_until("the file tells of the disk", Duration::from_secs(4), said);
             }
         }
         self.disk.mend();

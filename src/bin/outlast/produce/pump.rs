@@ -19,6 +19,7 @@ use super::key::KeyFrom;
 use super::progress::Progress;
 use crate::args::{OnBadLine, Produce};
 use crate::open::{GRACE, GRACE_AFTER_WAIT};
+use crate::output::counted;
 use crate::signals::Stop;
 
 /// Bytes of lines on the way, beyond which nothing more is read. A window of long lines must not fill the memory.
@@ -253,7 +254,9 @@ impl<'a> Pump<'a> {
         // On a terminal the progress says so.
         if first < timeout && !std::io::stderr().is_terminal() {
             let timeout = humantime::format_duration(timeout);
-            eprintln!("outlast: the input is read; {waiting}; waiting up to {timeout} (--drain-timeout)");
+            let messages = counted(waiting.pending, "message");
+            // What they wait for was said when it happened.
+            eprintln!("outlast: the input is read; waiting up to {timeout} for {messages} (--drain-timeout)");
         }
         self.drained(timeout - first).await;
     }
