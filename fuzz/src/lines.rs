@@ -82,5 +82,9 @@ fn acknowledgements(input: &Input<'_>) {
         let kept = after.strip_suffix(b"8\tdelivered\n").expect("the line is at the end");
         let whole = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
         assert_eq!(kept, &before[..whole], "not behind the last whole line");
+        let line = kept.strip_suffix(b"\n").and_then(|lines| lines.rsplit(|byte| *byte == b'\n').next());
+        let digits = line.and_then(|line| line.split(|byte| *byte == b'\t').next());
+        let last = digits.and_then(|digits| std::str::from_utf8(digits).ok()?.parse().ok());
+        assert_eq!(log.last, last, "not the number of the last whole line");
     });
 }
