@@ -52,7 +52,8 @@ pub trait Transport: Send + Sync + 'static {
     }
 
     /// The partition the message would go to now, where the transport has such a thing and knows it. Only used to
-    /// find what a stuck partition holds up; the transport chooses anew, and to the same result, in `submit`.
+    /// find what a stuck partition holds up; the transport chooses anew in `submit`, and where that comes to another
+    /// result, or to the first, says so with [`Ticket::placed`].
     fn partition(&self, message: &Outgoing) -> Option<i32> {
         let _ = message;
         None
