@@ -19,11 +19,15 @@ impl Dispatcher {
     pub(in crate::drainer) fn report(self: &Arc<Self>, entry: &Arc<Entry>, outcome: Outcome) {
         {
             let mut slot = self.slot(entry.slot);
-            let partition = {
+            let (partition, storing) = {
                 let mut state = entry.state();
                 state.phase = Phase::Idle;
-                state.partition
+                (state.partition, state.storing)
             };
+            // Before it leaves the window: in between it would count neither as owned nor as delivered and not recorded.
+            if let (Outcome::Delivered(_), Storing::Durable(lsn)) = (&outcome, storing) {
+                self.outbox.settle(Mark::Delivered, lsn, &entry.message);
+            }
             lock(&self.window).leave(self.load(entry, partition));
             match outcome {
                 Outcome::Delivered(position) => self.delivered(entry, position),
@@ -43,7 +47,8 @@ impl Dispatcher {
         }
     }
 
-    pub(super) fn delivered(self: &Arc<Self>, entry: &Arc<Entry>, position: Position) {
+    /// What is durable has been settled already.
+    fn delivered(self: &Arc<Self>, entry: &Arc<Entry>, position: Position) {
         let mut state = entry.state();
         let partition = state.partition;
         match state.storing {
@@ -69,7 +74,7 @@ impl Dispatcher {
             }
             Storing::Durable(lsn) => {
                 drop(state);
-                self.settle(entry, lsn, position);
+                self.recorded(entry, lsn, position);
                 return;
             }
         }
@@ -115,6 +120,11 @@ impl Dispatcher {
     /// A durable message is delivered.
     pub(super) fn settle(&self, entry: &Arc<Entry>, lsn: Lsn, position: Position) {
         self.outbox.settle(Mark::Delivered, lsn, &entry.message);
+        self.recorded(entry, lsn, position);
+    }
+
+    /// Its settlement is on its way to the log.
+    fn recorded(&self, entry: &Arc<Entry>, lsn: Lsn, position: Position) {
         lock(&self.owned).remove(&lsn);
         self.counters.redelivered.fetch_add(1, Ordering::Relaxed);
         self.fate(lsn, || Fate::Delivered(position));
