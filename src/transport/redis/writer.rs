@@ -111,9 +111,7 @@ impl Writer {
         loop {
             let deadline = self.take_in();
             self.dispatch(session);
-            if self.has_more(session) {
-                continue;
-            }
+            self.sleep_until_worth_it(session);
             if deadline.is_some_and(|deadline| self.streams.is_empty() || deadline <= Instant::now()) {
                 return Ended::Closed;
             }
@@ -134,12 +132,17 @@ impl Writer {
         }
     }
 
-    /// Whether more came meanwhile than can wait for a reply; what comes from now on wakes the writer when it does.
-    fn has_more(&self, session: &Session) -> bool {
+    /// Says how many messages wake the writer from now on, and wakes it if so many came meanwhile.
+    fn sleep_until_worth_it(&self, session: &Session) {
         let outstanding = session.outstanding.values().map(|(_, unit)| unit.messages.len()).sum();
         let mut intake = self.shared.lock();
         intake.wake_at = stream::worth_a_unit(outstanding);
-        intake.queue.len() >= intake.wake_at
+        let came = intake.queue.len() >= intake.wake_at;
+        drop(intake);
+        if came {
+            // Not by going on at once: replies are read, and units sent, between two turns.
+            self.shared.wake.notify_one();
+        }
     }
 
     /// Sorts what was submitted by stream; says by when to end.
