@@ -156,7 +156,14 @@ impl Outbox {
 
     /// Reserves the space that storing the message would take, at worst.
     pub fn reserve(&self, message: &Outgoing, share: Share) -> Result<Reservation, NoRoom> {
-        self.space.reserve(&self.wal, Wal::footprint(EntryRef::Message(message)), share)
+        let reserved = self.space.reserve(&self.wal, Wal::footprint(EntryRef::Message(message)), share);
+        if matches!(reserved, Err(NoRoom::Full))
+            && let Err(error) = self.directory.guard().check()
+        {
+            // A full outbox is waited for; one that is not ours any more will never have room.
+            return Err(NoRoom::Broken(error.to_string()));
+        }
+        reserved
     }
 
     /// Stores a message: its place in the order is fixed when this returns; `done` is called on the log's thread once

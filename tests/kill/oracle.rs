@@ -159,12 +159,6 @@ pub fn refusals(dir: &Path, kind: &str) -> usize {
     read(dir, "refused").iter().filter(|line| line[1] == kind).count()
 }
 
-/// How many messages of a life were refused in this way.
-pub fn refusals_of(dir: &Path, life: u64, kind: &str) -> usize {
-    let of_life = |number: &str| number.parse::<u64>().is_ok_and(|number| number / 1_000_000 == life);
-    read(dir, "refused").iter().filter(|line| of_life(&line[0]) && line[1] == kind).count()
-}
-
 /// Puts down which messages lie dead, before an operator throws them away or sends them again.
 pub fn note_dead(dir: &Path, name: &str) {
     let mut file = Lines::to(dir, name);
