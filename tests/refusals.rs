@@ -147,6 +147,21 @@ fn a_full_outbox_is_waited_for_then_refused_and_goes_on_when_space_returns() {
     producer.blocking_close(LONG).unwrap();
 }
 
+/// It writes nothing, and so came across nothing that told it: senders heard that it was full, for ever.
+#[test]
+fn a_full_outbox_that_is_not_ours_any_more_is_told_as_broken() {
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    let producer = builder(&dir, &broker).space_wait(Duration::from_millis(1)).open_blocking().unwrap();
+    broker.down();
+    fill(&producer);
+    let message = || Message::to("orders").key("k").payload(vec![1; 32 << 10]);
+    assert_eq!(producer.blocking_send(message()).unwrap_err().kind(), SendErrorKind::Full);
+    std::fs::remove_file(dir.path().join("outbox/LOCK")).unwrap();
+    let error = producer.blocking_send(message()).unwrap_err();
+    assert!(error.kind() == SendErrorKind::Storage && error.to_string().contains("LOCK"), "{error}");
+    drop(producer);
+}
+
 #[test]
 fn a_send_that_waits_for_space_goes_through_when_space_returns() {
     let (dir, broker) = (TempDir::new().unwrap(), Broker::new());

@@ -12,6 +12,7 @@ use std::time::Instant;
 use super::active::{Active, Written};
 use super::frame::{FRAME_HEADER, FrameKind, FrameView};
 use super::queue::{self, Barrier, Group};
+use super::settlements;
 use super::shared::{Shared, TailFrame};
 use super::workers::Turn;
 use super::{BLOCK, Lsn, Settled, round_up};
@@ -134,13 +135,13 @@ impl Committer {
         let again = std::mem::take(&mut queue.again);
         let mut waiting = old.into_iter().chain(again).chain(std::mem::take(&mut queue.controls));
         for settled in waiting.by_ref() {
-            let bound = queue::control_bound(&settled);
+            let bound = settlements::control_bound(&settled);
             if bytes + bound > share && !taken.is_empty() {
                 queue.again.push_back(settled);
                 break;
             }
             let room = most.saturating_sub(ranges);
-            let (fits, later) = queue::within(settled, &view.state.settled, room);
+            let (fits, later) = settlements::within(settled, &view.state.settled, room);
             deferred.extend(later);
             if let Some(settled) = fits {
                 bytes += bound;
@@ -160,7 +161,7 @@ impl Committer {
     }
 
     fn commit(&mut self, mut group: Option<Group>, controls: Vec<Settled>, now: Instant) {
-        let first_control = || controls.first().map_or(0, queue::control_bound);
+        let first_control = || controls.first().map_or(0, settlements::control_bound);
         let least = group.as_ref().map_or_else(|| FRAME_HEADER as u64 + first_control(), Group::least);
         let room = self.active.as_ref().map_or(0, Active::room);
         let fits = round_up(least) <= room;
@@ -181,7 +182,7 @@ impl Committer {
         let mut group = group.unwrap_or_else(|| Group::new(self.next_lsn()));
         let mut put_back = Vec::new();
         for settled in controls {
-            if put_back.is_empty() && group.length() + queue::control_bound(&settled) <= room {
+            if put_back.is_empty() && group.length() + settlements::control_bound(&settled) <= room {
                 group.add_control(settled);
             } else {
                 put_back.push(settled);

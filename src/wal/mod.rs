@@ -55,6 +55,7 @@ mod rotation_tests;
 mod routes;
 mod scan;
 mod segment;
+mod settlements;
 mod shared;
 mod space;
 #[cfg(test)]

@@ -299,9 +299,14 @@ impl Script {
             let told = || producer.health().alerts.iter().any(|alert| alert.starts_with("disk: "));
             wait_until("health tells of the disk", Duration::from_secs(2), &told);
             if self.look_at_status {
-                // A message that still fits into the segment is taken, and then there is nothing to tell.
-                let said = || self.storage_in_status().is_some() || !told();
-                wait_until("the file tells of the disk", Duration::from_secs(4), said);
+                wait_until("the file tells of the disk", Duration::from_secs(4), || {
+                    // A message that still fits into the segment is taken, and then there is nothing to tell, until none does.
+                    if !told() {
+                        let messages = vec![self.message("orders", "")];
+                        self.send(producer, messages);
+                    }
+                    self.storage_in_status().is_some()
+                });
             }
         }
         self.disk.mend();

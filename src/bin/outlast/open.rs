@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outlast::{BrokerUrl, Config, OpenErrorKind, Producer, RouteStats, TransportConfig};
+use outlast::{BrokerUrl, Config, OpenErrorKind, Producer, RouteStats, Stats, TransportConfig};
 
 use crate::args::Broker;
 use crate::exit::Problem;
@@ -71,15 +71,14 @@ pub fn open(config: Config) -> Result<Producer, Problem> {
     if let Some(text) = pending(&producer) {
         eprintln!("outlast: {text}");
     }
-    for (waiting, reason) in not_configured(&producer) {
+    for (waiting, reason) in not_configured(&producer.stats()) {
         eprintln!("outlast: {waiting}: {reason}, so they stay where they are");
     }
     Ok(producer)
 }
 
 /// What waits for a broker that the command line does not name, and that it does.
-pub fn not_configured(producer: &Producer) -> Vec<(String, String)> {
-    let stats = producer.stats();
+pub fn not_configured(stats: &Stats) -> Vec<(String, String)> {
     let named = |route: &RouteStats| stats.transports.iter().any(|named| *named.name == *route.route.transport);
     let waiting = |route: &RouteStats| format!("{} for {}", counted(route.pending, "message"), route.route);
     let reason = |route: &RouteStats| route.blocked.as_ref().map_or(String::new(), |blocked| blocked.reason.clone());

@@ -6,6 +6,7 @@
 //! block, until that is gone, is passed over.
 
 mod catchup;
+mod gaps;
 mod late;
 mod news;
 mod pass;

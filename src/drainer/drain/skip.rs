@@ -1,13 +1,12 @@
 //! What falls under a block: passed over, tried now and then, delivered once the block is gone.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::catchup::{CatchUp, CatchUpError, Skipped, lane_or_own};
 use super::{BATCH, Drain, Halt, OWNED_RETRY, READ_RETRY};
 use crate::drainer::dispatcher::{Again, route_hash};
-use crate::message::{Lane, Outgoing};
+use crate::message::Outgoing;
 use crate::outbox::ledger::{ParkedKey, ParkedRow};
 use crate::schedule::{Block, BlockKey, BlockState};
 use crate::transport::Class;
@@ -22,8 +21,6 @@ const INDEXED: u64 = 100_000;
 const PASSES: usize = 16;
 /// Messages of others that are read over in search of one, at a time.
 const SEARCHED: usize = 4_096;
-/// Oldest messages that are looked at in a tick when the log's memory of what is settled is scattered.
-const GAPS: usize = 256;
 /// What a message costs when the log is read in order, in bytes: rather less than it takes there.
 const MESSAGE_COST: u64 = 256;
 /// What reading one message by its place costs, in bytes of reading the log in order.
@@ -154,54 +151,8 @@ impl Drain {
         Ok(more)
     }
 
-    /// Where the log's memory of what is settled is about as scattered as it may get: the oldest messages first, out of
-    /// turn, as far as nothing blocks them. Nothing of their lanes is older, and settling them joins what is settled.
-    pub(super) fn close_gaps(&mut self, now: Instant) -> Result<(), Halt> {
-        let outbox = Arc::clone(self.dispatcher.outbox());
-        if !outbox.too_scattered() {
-            return Ok(());
-        }
-        let returned = self.returned.iter().map(|(lsn, back)| lane_or_own(&back.message, *lsn));
-        let mut closed: HashSet<Lane> = returned.collect();
-        for lsn in outbox.gaps(outbox.first_pending(), GAPS) {
-            if lsn >= self.cursor {
-                break;
-            }
-            if self.dispatcher.is_owned(lsn) || self.returned.contains_key(&lsn) {
-                continue;
-            }
-            let message = match outbox.read(lsn, None) {
-                Ok(Some(message)) => message,
-                Ok(None) => continue,
-                // Nobody can say which lane it is of.
-                Err(_) => return Ok(()),
-            };
-            let lane = lane_or_own(&message, lsn);
-            let key = self.block_of(&message, lsn);
-            let mine = message.route.transport == *self.dispatcher.name();
-            let route = route_hash(&message.route);
-            let waits = key.is_some_and(|key| self.blocks.is_waiting(key))
-                || self.blocks.is_waiting(BlockKey::Lane(route, lane))
-                || self.blocks.wide(route).any(|(key, _)| self.blocks.is_waiting(key));
-            // One that stays behind keeps the later ones of its lane behind it.
-            if !mine || closed.contains(&lane) || waits {
-                closed.insert(lane);
-                continue;
-            }
-            let row = self.row_of(&message, lsn);
-            match self.offer(&Again { lsn, message: Arc::new(message), counted: true, alone: false }, now) {
-                Ok(()) => self.forget_row(row),
-                Err(Halt::Scattered | Halt::Partition) => {
-                    closed.insert(lane);
-                }
-                Err(halt) => return Err(halt),
-            }
-        }
-        Ok(())
-    }
-
     /// The row that the ledger may have of a message.
-    fn row_of(&self, message: &Outgoing, lsn: Lsn) -> Option<ParkedKey> {
+    pub(super) fn row_of(&self, message: &Outgoing, lsn: Lsn) -> Option<ParkedKey> {
         let key = || ParkedKey { route: route_hash(&message.route), lane: lane_or_own(message, lsn).hash(), lsn };
         (self.rows > 0).then(key)
     }
