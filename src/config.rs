@@ -156,8 +156,8 @@ pub struct Config {
     /// How long opening waits for another process to let go of the outbox. Default 0.
     #[serde(with = "humantime_serde")]
     pub lock_wait: Duration,
-    /// Messages in flight a transport. Default 10,000; at least 1. Of several transports none has more than leaves as much
-    /// of `redelivery_window` to each, and once as much besides: those that are down must not keep the others waiting.
+    /// Messages in flight a transport. Default 10,000; at least 1. Of several transports, n say, none has more than
+    /// `redelivery_window` / (n + 1), so that those that are down do not keep the others waiting.
     pub window_messages: usize,
     /// Bytes in flight a transport. Default 32 MiB; at least twice `max_message_bytes`.
     pub window_bytes: usize,

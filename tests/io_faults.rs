@@ -15,6 +15,8 @@ mod script;
 mod shows;
 #[path = "io_faults/syncs.rs"]
 mod syncs;
+#[path = "io_faults/unreadable.rs"]
+mod unreadable;
 
 #[cfg(feature = "planted")]
 use std::process::Command;

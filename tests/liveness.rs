@@ -6,8 +6,8 @@
 mod shows;
 
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use outlast::testing::Broker;
@@ -603,32 +603,34 @@ fn a_partition_that_is_chosen_after_the_deadline_and_hangs_holds_up_itself_alone
     let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
     broker.partitions(4);
     let transport = broker.transport();
-    let inner = Arc::clone(&transport);
-    let submit = move |_: &dyn Transport, handover: Handover| {
-        let inner = Arc::clone(&inner);
-        let partition = inner.partition(&handover.message).expect("known to the broker");
-        if partition != 0 {
-            handover.ticket.placed(partition);
-            return inner.submit(handover);
-        }
-        std::thread::spawn(move || {
-            std::thread::sleep(3 * quick().first_attempt);
-            handover.ticket.placed(partition);
-            if let Err(refused) = inner.submit(handover) {
-                refused.handover.ticket.failed(refused.failure, false);
-            }
-        });
-        Ok(())
+    // What goes to the partition that hangs, until that is known.
+    let held = Arc::new(Mutex::new(Some(Vec::new())));
+    let keep = Arc::clone(&held);
+    let place = |inner: &dyn Transport, handover: Handover| {
+        handover.ticket.placed(inner.partition(&handover.message).expect("known to the broker"));
+        inner.submit(handover)
     };
-    let faulty = Faulty { inner: transport, submit: Box::new(submit), partition: || None };
+    let submit = move |inner: &dyn Transport, handover: Handover| {
+        if inner.partition(&handover.message) == Some(0)
+            && let Some(held) = &mut *keep.lock().unwrap()
+        {
+            held.push(handover);
+            return Ok(());
+        }
+        place(inner, handover)
+    };
+    let faulty = Faulty { inner: Arc::clone(&transport), submit: Box::new(submit), partition: || None };
     let producer = open_on(faulty, dir.path());
     broker.pause_partition(0);
+    // Those that are kept return when they are late, and stored.
     for number in 0..40 {
         producer.blocking_send(numbered("t", &format!("key-{number}"), 0)).unwrap();
     }
-    let hanging = || broker.owned();
+    let late = held.lock().unwrap().take().expect("nobody took it before");
+    assert!(!late.is_empty(), "some key is of that partition");
+    late.into_iter().for_each(|handover| place(&*transport, handover).expect("it has room"));
     let begun = Instant::now();
-    while hanging() == 0 || broker.delivered().len() + hanging() < 40 {
+    while broker.owned() == 0 || broker.delivered().len() + broker.owned() < 40 {
         assert!(begun.elapsed() < LONG, "{} {:?}", broker.delivered().len(), producer.stats());
         std::thread::sleep(Duration::from_millis(1));
     }

@@ -154,6 +154,14 @@ impl FaultyDisk {
         state.failed > 0 && !state.mended && state.plan.is_some_and(|plan| plan.lasting != Lasting::Once)
     }
 
+    /// Each call of the kind fails with EIO, until it is mended.
+    pub fn fail_from_now_on(&self, call: Call) {
+        let mut state = self.state();
+        let number = state.counts[call as usize];
+        state.plan = Some(Plan { call, number, error: Error::Eio, lasting: Lasting::Kind });
+        (state.failed, state.mended) = (0, false);
+    }
+
     /// Nothing fails any more.
     pub fn mend(&self) {
         self.state().mended = true;

@@ -107,7 +107,10 @@ pub struct Drain {
     run: u64,
     backlog_end: Lsn,
     backlog: bool,
+    /// Why the log cannot be read on, and until when it is left alone.
     read_error: Option<(ScanError, Instant)>,
+    /// Why what was passed over cannot be read, and until when its block waits.
+    skipped_error: Option<(ScanError, Instant)>,
     mail: Vec<Mail>,
 }
 
@@ -164,6 +167,7 @@ impl Drain {
             backlog_end,
             backlog: true,
             read_error: None,
+            skipped_error: None,
             mail: Vec::new(),
             dispatcher,
             options,
@@ -181,17 +185,6 @@ impl Drain {
         }
     }
 
-    /// Why the log cannot be read, if it cannot.
-    pub fn read_error(&self) -> Option<&ScanError> {
-        self.read_error.as_ref().map(|(error, _)| error)
-    }
-
-    /// Until when the log is left alone, and why; `None`: it can be read.
-    fn set_read_error(&mut self, error: Option<(ScanError, Instant)>) {
-        self.view_changed |= error.is_some() || self.read_error.is_some();
-        self.read_error = error;
-    }
-
     /// Reads its mail and hands over what it may. `None`: it was asked to end.
     pub fn tick(&mut self, now: Instant) -> Option<Progress> {
         let mut mail = std::mem::take(&mut self.mail);
@@ -204,6 +197,7 @@ impl Drain {
         self.mail = mail;
         self.follow_ledger();
         self.notice_late(now);
+        self.read_again(now);
         let progress = match self.hand_over(now) {
             Ok(true) => Progress::More,
             Ok(false) | Err(Halt::Wait | Halt::Partition) => Progress::Idle(self.next_wake(now)),
@@ -361,8 +355,9 @@ impl Drain {
     /// When there is something to do by itself. What is due already could not be done in this tick: that waits for a
     /// bell, or for the time the tick names, and is no reason to come back at once.
     fn next_wake(&self, now: Instant) -> Option<Instant> {
+        let unread = self.unreadable_until();
         if self.down.is_some() {
-            return None;
+            return unread;
         }
         let due = match self.blocks.get(BlockKey::Transport).map(|block| block.state) {
             // Nothing narrower is tried before.
@@ -370,6 +365,6 @@ impl Drain {
             _ => self.blocks.next_due_after(now),
         };
         let late = self.watch.next(self.dispatcher.late_after());
-        [due, late].into_iter().flatten().min()
+        [due, late, unread].into_iter().flatten().min()
     }
 }

@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use super::{BATCH, Drain, Halt, READ_RETRY, RUN_BYTES};
 use crate::drainer::dispatcher::Again;
-use crate::outbox::Scanned;
 use crate::outbox::ledger::EntryRow;
+use crate::outbox::{ScanError, Scanned};
 use crate::wal::Entry;
 
 impl Drain {
@@ -44,6 +44,42 @@ impl Drain {
             self.dispatcher.gate().backlog_passed();
             // What the ledger forgot before this start has been walked, and so is known again.
             self.dispatcher.outbox().ledger().rebuilt(self.ledger_generation);
+        }
+    }
+
+    /// Why the log cannot be read, if it cannot.
+    pub fn read_error(&self) -> Option<&ScanError> {
+        self.read_error.as_ref().or(self.skipped_error.as_ref()).map(|(error, _)| error)
+    }
+
+    fn set_read_error(&mut self, error: Option<(ScanError, Instant)>) {
+        self.view_changed |= error.is_some() || self.read_error.is_some();
+        self.read_error = error;
+    }
+
+    /// What was passed over could not be read, or can be.
+    pub(super) fn set_skipped_error(&mut self, error: Option<(ScanError, Instant)>) {
+        self.view_changed |= error.is_some() || self.skipped_error.is_some();
+        self.skipped_error = error;
+    }
+
+    /// When it is tried again to read what could not be read.
+    pub(super) fn unreadable_until(&self) -> Option<Instant> {
+        let errors = [&self.read_error, &self.skipped_error].into_iter().flatten();
+        errors.map(|(_, at)| *at).min()
+    }
+
+    /// The time has come to read again what could not be read: also while nothing may be handed over, so that nobody
+    /// is told of a disk that works again, however long the broker is away.
+    pub(super) fn read_again(&mut self, now: Instant) {
+        let is_due = |error: &Option<(ScanError, Instant)>| error.as_ref().is_some_and(|(_, at)| *at <= now);
+        if is_due(&self.skipped_error) {
+            // Its block is due as well, and tells of it again, unless nothing may be tried: then nobody knows.
+            self.set_skipped_error(None);
+        }
+        if is_due(&self.read_error) && self.frame.is_empty() {
+            // An error is noted, and tried again in its time.
+            let _ = self.read_frame(now);
         }
     }
 

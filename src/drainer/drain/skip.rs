@@ -246,7 +246,7 @@ impl Drain {
                     }
                     self.blocks.set_state(key, BlockState::Waiting(now + READ_RETRY));
                     self.catch_ups.remove(&key);
-                    self.set_read_error(Some((error, now)));
+                    self.set_skipped_error(Some((error, now + READ_RETRY)));
                     return Err(NotNow::Unreadable);
                 }
             }

@@ -125,11 +125,11 @@ impl State {
     pub(super) fn refusal(&mut self, now: Instant) -> Option<Arc<Failure>> {
         self.used = now;
         match &self.knowledge {
+            Knowledge::Missing(failure) => Some(Arc::clone(failure)),
             _ if self.reporting => {
                 let text = "messages of the topic that waited are being handed back";
                 Some(Arc::new(Failure::new(Class::Transient, Scope::Route, text)))
             }
-            Knowledge::Missing(failure) => Some(Arc::clone(failure)),
             Knowledge::Asked | Knowledge::Known(_) => None,
         }
     }

@@ -56,3 +56,16 @@ fn keyless_messages_avoid_a_partition_that_has_no_leader_or_keeps_what_it_owns()
     assert!(state.is_stalled(later));
     assert!((0..50).all(|_| state.choose(later, Duration::ZERO) == Some(1)));
 }
+
+/// What is sent while the last of them are handed back hears why the topic is of no use, not that it has to wait for them.
+#[test]
+fn a_missing_topic_is_told_of_also_while_what_waited_is_handed_back() {
+    let now = Instant::now();
+    let topic = topic(now);
+    let mut state = topic.state();
+    state.reporting = true;
+    state.know(vec![true]);
+    assert_eq!(state.refusal(now).expect("it would overtake").class, Class::Transient);
+    state.knowledge = Knowledge::Missing(Arc::new(Failure::new(Class::Hold, Scope::Route, "gone")));
+    assert_eq!(state.refusal(now).expect("of no use").class, Class::Hold);
+}
