@@ -5,6 +5,7 @@
 //! expires in a queue), each with the right form named.
 
 use std::collections::BTreeMap;
+use std::ffi::CString;
 use std::fmt;
 use std::time::Duration;
 
@@ -133,6 +134,8 @@ fn is_harmless(name: &str) -> bool {
 #[derive(Clone)]
 pub(super) struct Settings {
     client: ClientConfig,
+    /// The brokers to ask first, as librdkafka takes them.
+    pub(super) brokers: CString,
     own_message_max: Option<usize>,
     own_queue_kbytes: Option<usize>,
     pub(super) batch_size: usize,
@@ -162,8 +165,10 @@ impl Settings {
                 ))
             })?,
         };
+        let brokers = config.brokers.join(",");
         let settings = Self {
             client: client_config(config),
+            brokers: CString::new(brokers).map_err(|_| StartError("a broker has a NUL in its name".to_owned()))?,
             own_message_max: size("message.max.bytes"),
             own_queue_kbytes: size("queue.buffering.max.kbytes"),
             batch_size: size("batch.size").unwrap_or(BATCH_SIZE),

@@ -1,11 +1,11 @@
-//! The three calls of librdkafka that rdkafka does not wrap. The only `unsafe` of the transport.
+//! The four calls of librdkafka that rdkafka does not wrap. The only `unsafe` of the transport.
 
 use std::ffi::CStr;
 use std::ptr;
 use std::time::Duration;
 
 use rdkafka::bindings::{
-    rd_kafka_message_status, rd_kafka_metadata, rd_kafka_metadata_destroy, rd_kafka_msg_status_t,
+    rd_kafka_brokers_add, rd_kafka_message_status, rd_kafka_metadata, rd_kafka_metadata_destroy, rd_kafka_msg_status_t,
     rd_kafka_test_fatal_error,
 };
 use rdkafka::client::{Client, ClientContext};
@@ -34,6 +34,12 @@ pub(super) fn ping<C: ClientContext>(client: &Client<C>, timeout: Duration) -> R
     // SAFETY: on success the metadata is ours to free, once.
     unsafe { rd_kafka_metadata_destroy(metadata) };
     Ok(())
+}
+
+/// Names brokers to ask, beside those the client knows. Those it has already are not added again.
+pub(super) fn add_brokers<C: ClientContext>(client: &Client<C>, brokers: &CStr) {
+    // SAFETY: the client outlives the call, which copies the text. How many were added, we need not know.
+    unsafe { rd_kafka_brokers_add(client.native_ptr(), brokers.as_ptr()) };
 }
 
 /// What marks the fatal errors that the transport raises itself.

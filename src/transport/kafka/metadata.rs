@@ -21,6 +21,10 @@ const ANSWER_WHILE_DOWN: Duration = Duration::from_secs(1);
 const ANSWER_AT_MOST: Duration = Duration::from_secs(8);
 /// Between questions while nobody answers.
 const ASK_WHILE_DOWN: Duration = Duration::from_millis(500);
+/// The client is reminded of its first brokers after so many questions without an answer, and each so many later ones:
+/// every half minute or so, for it keeps each reminder.
+const REMIND_FIRST: u32 = 2;
+const REMIND_EACH: u32 = 4;
 /// Between questions about a topic that is there: new partitions are used within a minute.
 const REFRESH: Duration = Duration::from_secs(60);
 /// How long a topic may be unknown before its messages are handed back: a broker that creates topics by itself
@@ -91,6 +95,19 @@ fn patience(unanswered: u32) -> Duration {
     ANSWER_WHILE_DOWN.saturating_mul(1 << unanswered.min(8)).min(ANSWER_AT_MOST)
 }
 
+/// A question got no answer.
+///
+/// librdkafka (2.12.1) drops every broker that the cluster's last answer does not name. One that names none, because the
+/// only broker was away for longer than its session, leaves it with nobody to ask, and it asks nobody ever again: it goes
+/// back to its first brokers when those it has fail, and it has none. So it is told of them again.
+fn not_answered(shared: &Shared, instance: &Instance, unanswered: &mut u32, code: Code, now: Instant) {
+    *unanswered = unanswered.saturating_add(1);
+    if *unanswered % REMIND_EACH == REMIND_FIRST {
+        super::ffi::add_brokers(instance.client(), &shared.settings.brokers);
+    }
+    shared.link.down(code, now);
+}
+
 /// Asks whether anybody is there.
 fn ping(shared: &Arc<Shared>, instance: &Instance, unanswered: &mut u32) -> bool {
     let result = super::ffi::ping(instance.client(), patience(*unanswered));
@@ -99,10 +116,7 @@ fn ping(shared: &Arc<Shared>, instance: &Instance, unanswered: &mut u32) -> bool
             *unanswered = 0;
             shared.link.up();
         }
-        Err(code) => {
-            *unanswered = unanswered.saturating_add(1);
-            shared.link.down(code, Instant::now());
-        }
+        Err(code) => not_answered(shared, instance, unanswered, code, Instant::now()),
     }
     result.is_ok()
 }
@@ -117,8 +131,8 @@ fn ask(shared: &Arc<Shared>, instance: &Instance, topic: &Topic, unanswered: &mu
     let metadata = match answer {
         Ok(metadata) => metadata,
         Err(error) => {
-            *unanswered = unanswered.saturating_add(1);
-            shared.link.down(error.rdkafka_error_code().unwrap_or_else(|| local(&error)), now);
+            let code = error.rdkafka_error_code().unwrap_or_else(|| local(&error));
+            not_answered(shared, instance, unanswered, code, now);
             return false;
         }
     };
