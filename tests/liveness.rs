@@ -3,6 +3,8 @@
 
 #![cfg(feature = "testing")]
 
+#[path = "shows/faulty.rs"]
+mod faulty;
 mod shows;
 
 use std::path::Path;
@@ -10,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use faulty::{Faulty, open_on};
 use outlast::testing::Broker;
 use outlast::transport::{Class, Handover, Monitor, Refused, StartError, Transport};
 use outlast::{Config, Message, Mode, OnPoison, Outgoing, Producer, SendErrorKind};
@@ -105,7 +108,7 @@ fn partitions_that_hang_do_not_keep_the_window_to_themselves() {
     let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
     broker.partitions(8);
     let config = Config { window_messages: 600, mode: Mode::WriteAhead, ..quick() };
-    let config = Config { first_attempt: Duration::from_millis(500), ..config };
+    let config = Config { first_attempt: Duration::from_secs(5), ..config };
     let producer = open(config, dir.path(), &broker);
     let message =
         |partition: u64, number: u64| numbered("t", &format!("<{partition}>"), number).partition(partition as i32);
@@ -178,18 +181,19 @@ fn a_drainer_that_may_try_nothing_sleeps() {
 #[test]
 fn close_in_the_middle_of_a_drain_waits_for_what_is_in_flight_and_doubles_nothing() {
     let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
-    let config = Config { window_messages: 200, ..quick() };
+    let config = Config { window_messages: 200, first_attempt: LONG, ..quick() };
     let producer = open(config.clone(), dir.path(), &broker);
     broker.down();
     let messages = (0..5_000).map(|number| numbered("t", &format!("<{}>", number % 7), number));
     pollster::block_on(producer.send_all(messages)).unwrap();
-    broker.latency(Duration::from_millis(30));
+    broker.latency(Duration::from_millis(200));
     broker.up();
     assert!(broker.wait_for(500, LONG));
     let closed = producer.blocking_close(LONG).unwrap();
     assert!(closed.pending > 1_000, "it went on handing over: {closed:?}");
     assert_eq!(producer.blocking_close(LONG).unwrap(), closed, "whoever closes again is told the same");
 
+    broker.latency(Duration::ZERO);
     let producer = open(config, dir.path(), &broker);
     producer.blocking_drained(LONG).unwrap();
     assert_eq!((duplicates(&broker.delivered()), broker.delivered().len()), (0, 5_000));
@@ -229,35 +233,6 @@ fn a_start_that_fails_delivers_nothing_and_lets_go_of_the_outbox() {
     producer.blocking_close(LONG).unwrap();
 }
 
-type Meddle = dyn Fn(&dyn Transport, Handover) -> Result<(), Refused> + Send + Sync;
-
-/// A transport of somebody else's, with faults of its own.
-struct Faulty {
-    inner: Arc<dyn Transport>,
-    submit: Box<Meddle>,
-    partition: fn() -> Option<i32>,
-}
-
-impl Transport for Faulty {
-    fn start(&self, monitor: Monitor) -> Result<(), StartError> {
-        self.inner.start(monitor)
-    }
-    fn partition(&self, _: &Outgoing) -> Option<i32> {
-        (self.partition)()
-    }
-    fn submit(&self, handover: Handover) -> Result<(), Refused> {
-        (self.submit)(&*self.inner, handover)
-    }
-    fn close(&self, grace: Duration) {
-        self.inner.close(grace);
-    }
-}
-
-fn open_on(faulty: Faulty, dir: &Path) -> Producer {
-    let settings = Producer::builder().config(quick()).outbox(dir.join("outbox"));
-    settings.custom_transport("memory", Arc::new(faulty)).open_blocking().expect("the producer opens")
-}
-
 /// A ticket that is dropped within `submit`, by a panic or without one, reported into the lock that the caller held: whoever
 /// sent to that slot afterwards hung.
 #[test]
@@ -273,8 +248,8 @@ fn a_transport_that_panics_or_drops_what_it_is_given_keeps_nobody_and_loses_noth
             drop((!panics).then_some(handover).ok_or("planted").unwrap());
             Ok(())
         };
-        let faulty = Faulty { inner: broker.transport(), submit: Box::new(submit), partition: || None };
-        let producer = open_on(faulty, dir.path());
+        let faulty = Faulty { inner: broker.transport(), submit: Box::new(submit), partition: |_| None };
+        let producer = open_on(faulty, quick(), dir.path());
         for number in 0..60 {
             producer.blocking_send(numbered("t", &format!("key-{}", number % 4), number / 4)).unwrap();
         }
@@ -289,7 +264,7 @@ fn a_transport_that_panics_or_drops_what_it_is_given_keeps_nobody_and_loses_noth
 /// A drainer's thread that ended left what was stored where it was, and said nothing.
 #[test]
 fn a_drainer_that_panicked_is_told_of_and_the_next_start_delivers() {
-    fn partition() -> Option<i32> {
+    fn partition(_: &Outgoing) -> Option<i32> {
         let thread = std::thread::current();
         assert!(thread.name() != Some("outlast-drain-memory"), "planted");
         None
@@ -297,7 +272,8 @@ fn a_drainer_that_panicked_is_told_of_and_the_next_start_delivers() {
     let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
     broker.down();
     let submit = |inner: &dyn Transport, handover| inner.submit(handover);
-    let producer = open_on(Faulty { inner: broker.transport(), submit: Box::new(submit), partition }, dir.path());
+    let faulty = Faulty { inner: broker.transport(), submit: Box::new(submit), partition };
+    let producer = open_on(faulty, quick(), dir.path());
     producer.blocking_send(numbered("t", "a", 1)).unwrap();
     broker.up();
     let begun = Instant::now();
@@ -347,7 +323,13 @@ fn a_broker_slower_than_its_callers_fills_the_outbox_and_refuses_nothing() {
 fn one_transport_that_is_down_and_fills_the_outbox_does_not_stop_the_others() {
     let (dir, down, healthy) = (TempDir::new().unwrap(), Broker::new(), Broker::new());
     let producer = Producer::builder()
-        .config(Config { max_bytes: Some(256 << 10), segment_bytes: 64 << 10, max_message_bytes: 8 << 10, ..quick() })
+        .config(Config {
+            max_bytes: Some(256 << 10),
+            segment_bytes: 64 << 10,
+            max_message_bytes: 8 << 10,
+            first_attempt: LONG,
+            ..quick()
+        })
         .outbox(dir.path().join("outbox"))
         .custom_transport("down", down.transport())
         .custom_transport("healthy", healthy.transport())
@@ -468,12 +450,17 @@ fn a_partition_that_is_chosen_late_and_hangs_holds_up_itself_alone() {
             handover.ticket.placed(inner.partition(&handover.message).expect("known to the broker"));
             inner.submit(handover)
         };
-        open_on(Faulty { inner: broker.transport(), submit: Box::new(submit), partition: || None }, dir.path())
+        open_on(
+            Faulty { inner: broker.transport(), submit: Box::new(submit), partition: |_| None },
+            quick(),
+            dir.path(),
+        )
     };
     let producer = open();
     for number in 0..40 {
         producer.blocking_send(numbered("t", &format!("key-{number}"), 0)).unwrap();
     }
+    producer.blocking_drained(LONG).unwrap();
     let on = |hangs: bool| {
         let delivered = broker.delivered().into_iter().filter(move |delivered| (delivered.partition == 0) == hangs);
         delivered.map(|delivered| shows::number_of(&delivered).0).collect::<std::collections::BTreeSet<_>>()
@@ -494,9 +481,10 @@ fn a_partition_that_is_chosen_late_and_hangs_holds_up_itself_alone() {
 
     // A first attempt that is late there makes nobody else wait.
     producer.blocking_send(numbered("t", &hanging.iter().next().unwrap().clone(), 2)).unwrap();
-    let begun = Instant::now();
-    while !producer.blocking_send(numbered("t", &others.iter().next().unwrap().clone(), 2)).unwrap().is_delivered() {
+    let (begun, mut number) = (Instant::now(), 2);
+    while !producer.blocking_send(numbered("t", others.iter().next().unwrap(), number)).unwrap().is_delivered() {
         assert!(begun.elapsed() < LONG, "{:?}", producer.stats());
+        number += 1;
     }
     broker.resume_partition(0);
     assert!(producer.blocking_drained(LONG).is_ok(), "{:?} {:?}", producer.health(), producer.stats());
@@ -553,7 +541,7 @@ fn transports_that_hang_leave_room_for_a_healthy_one() {
     let config = Config {
         window_messages: 100,
         redelivery_window: 200,
-        first_attempt: Duration::from_secs(20),
+        first_attempt: LONG * 10,
         mode: Mode::WriteAhead,
         ..quick()
     };
@@ -575,7 +563,7 @@ fn transports_that_hang_leave_room_for_a_healthy_one() {
     for name in ["a", "b", "c"] {
         producer.blocking_send_all((100..400).map(|number| to(name, number))).unwrap();
     }
-    assert!(brokers[2].wait_for(300, Duration::from_secs(10)), "{:?}", producer.stats());
+    assert!(brokers[2].wait_for(300, LONG), "{:?}", producer.stats());
     brokers[..2].iter().for_each(Broker::resume);
     producer.blocking_drained(LONG).unwrap();
     producer.blocking_close(LONG).unwrap();
@@ -619,8 +607,8 @@ fn a_partition_that_is_chosen_after_the_deadline_and_hangs_holds_up_itself_alone
         }
         place(inner, handover)
     };
-    let faulty = Faulty { inner: Arc::clone(&transport), submit: Box::new(submit), partition: || None };
-    let producer = open_on(faulty, dir.path());
+    let faulty = Faulty { inner: Arc::clone(&transport), submit: Box::new(submit), partition: |_| None };
+    let producer = open_on(faulty, quick(), dir.path());
     broker.pause_partition(0);
     // Those that are kept return when they are late, and stored.
     for number in 0..40 {

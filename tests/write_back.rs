@@ -60,7 +60,7 @@ impl Drop for Memory {
 
 fn builder(root: &Path, broker: &Broker) -> Builder {
     let config = Config {
-        space_wait: Duration::from_millis(250),
+        space_wait: Duration::from_secs(2),
         segment_bytes: 256 << 10,
         max_message_bytes: 32 << 10,
         max_bytes: Some((IMAGE / 2) << 20),

@@ -40,10 +40,12 @@ pub fn start(dispatcher: &Arc<Dispatcher>, options: DrainOptions) -> io::Result<
     std::thread::Builder::new().name(format!("outlast-drain-{}", dispatcher.name())).spawn(move || {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(&dispatcher, options))) {
             let reason = format!("the drainer panicked, what is stored waits for a restart: {}", words(&*panic));
-            tracing::error!(transport = %dispatcher.name(), reason);
             dispatcher.mailbox().stop();
             dispatcher.forget_watchers(0..=u64::MAX);
-            dispatcher.set_view(View { panicked: Some((reason, clock::unix_millis())), ..dispatcher.view() });
+            let panicked = Some((reason.clone(), clock::unix_millis()));
+            dispatcher.set_view(View { panicked, ..dispatcher.view() });
+            // Last: whoever subscribed to these lines may be what panics.
+            tracing::error!(transport = %dispatcher.name(), reason);
         }
     })
 }

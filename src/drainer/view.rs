@@ -28,7 +28,7 @@ pub struct View {
 }
 
 /// Routes whose last error is kept.
-const LAST_ERRORS: usize = 1_000;
+pub(super) const LAST_ERRORS: usize = 1_000;
 
 impl Drain {
     /// Whether something changed since the last publication.
@@ -47,6 +47,11 @@ impl Drain {
             (failure.reason.clone(), since)
         });
         view.read_error = self.read_error().map(ToString::to_string);
+        for (route, reason) in self.said.drain() {
+            if view.last_errors.len() < LAST_ERRORS || view.last_errors.contains_key(&route) {
+                view.last_errors.insert(route, reason);
+            }
+        }
         view.transport = None;
         view.routes.clear();
         for (key, block) in self.blocks.iter() {
@@ -62,9 +67,6 @@ impl Drain {
             if key == BlockKey::Transport {
                 view.transport = Some(stats);
                 continue;
-            }
-            if view.last_errors.len() < LAST_ERRORS || view.last_errors.contains_key(&block.route) {
-                view.last_errors.insert(block.route.clone(), block.reason.as_str().into());
             }
             match view.routes.get_mut(&block.route) {
                 None => {

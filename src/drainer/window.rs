@@ -3,8 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use crate::config;
+use crate::message::Outgoing;
 
 /// The bounds.
 #[derive(Clone, Copy, Debug)]
@@ -30,20 +32,46 @@ struct Share {
     bytes: usize,
 }
 
+/// What the transport owns of one partition.
+#[derive(Debug)]
+struct Partition {
+    share: Share,
+    drained: usize,
+    /// When something was last reported on, or entered while nothing was owned.
+    moved: Instant,
+    /// One of its messages: the first that entered.
+    message: Arc<Outgoing>,
+}
+
+/// A partition that owns something.
+#[derive(Debug)]
+pub struct Resting<'a> {
+    /// The route's hash.
+    pub route: u64,
+    /// Its number.
+    pub partition: i32,
+    /// Since when nothing was reported on.
+    pub since: Instant,
+    /// A message that went there.
+    pub message: &'a Arc<Outgoing>,
+}
+
 /// What the transport owns now.
 #[derive(Debug)]
 pub struct Window {
     limits: WindowLimits,
     all: Share,
     drained: usize,
-    partitions: HashMap<(u64, i32), Share>,
+    partitions: HashMap<(u64, i32), Partition>,
     /// What all transports of the producer own.
     everywhere: Arc<AtomicUsize>,
 }
 
 /// What enters and leaves a window.
 #[derive(Clone, Copy, Debug)]
-pub struct Load {
+pub struct Load<'a> {
+    /// The message.
+    pub message: &'a Arc<Outgoing>,
     /// The route's hash.
     pub route: u64,
     /// The partition, where it is known.
@@ -61,7 +89,7 @@ impl Window {
     }
 
     /// Takes a message in. One message always fits into an empty window, and into a partition that owns nothing.
-    pub fn enter(&mut self, load: Load) -> Result<(), Full> {
+    pub fn enter(&mut self, load: Load<'_>) -> Result<(), Full> {
         let over = |share: Share, messages: usize, bytes: usize| {
             share.messages > 0 && (share.messages >= messages || share.bytes + load.bytes > bytes)
         };
@@ -69,12 +97,11 @@ impl Window {
             return Err(Full::Window);
         }
         if let Some(partition) = load.partition {
-            let share = self.partitions.entry((load.route, partition)).or_default();
-            if over(*share, config::PARTITION_MESSAGES, config::PARTITION_BYTES) {
+            let known = self.partitions.get(&(load.route, partition));
+            if known.is_some_and(|known| over(known.share, config::PARTITION_MESSAGES, config::PARTITION_BYTES)) {
                 return Err(Full::Partition);
             }
-            share.messages += 1;
-            share.bytes += load.bytes;
+            self.enter_partition(load, partition);
         }
         self.all.messages += 1;
         self.everywhere.fetch_add(1, Ordering::AcqRel);
@@ -84,15 +111,25 @@ impl Window {
     }
 
     /// A message that is in goes to another partition than was thought.
-    pub fn relocate(&mut self, load: Load, partition: i32) {
+    pub fn relocate(&mut self, load: Load<'_>, partition: i32) {
         self.leave_partition(load);
-        let share = self.partitions.entry((load.route, partition)).or_default();
-        share.messages += 1;
-        share.bytes += load.bytes;
+        self.enter_partition(load, partition);
+    }
+
+    fn enter_partition(&mut self, load: Load<'_>, partition: i32) {
+        let entered = self.partitions.entry((load.route, partition)).or_insert_with(|| Partition {
+            share: Share::default(),
+            drained: 0,
+            moved: Instant::now(),
+            message: Arc::clone(load.message),
+        });
+        entered.share.messages += 1;
+        entered.share.bytes += load.bytes;
+        entered.drained += usize::from(load.drained);
     }
 
     /// Lets a message out.
-    pub fn leave(&mut self, load: Load) {
+    pub fn leave(&mut self, load: Load<'_>) {
         if self.all.messages > 0 {
             self.all.messages -= 1;
             self.everywhere.fetch_sub(1, Ordering::AcqRel);
@@ -102,17 +139,18 @@ impl Window {
         self.leave_partition(load);
     }
 
-    fn leave_partition(&mut self, load: Load) {
-        if let Some(partition) = load.partition {
-            let key = (load.route, partition);
-            if let Some(share) = self.partitions.get_mut(&key) {
-                share.messages = share.messages.saturating_sub(1);
-                share.bytes = share.bytes.saturating_sub(load.bytes);
-                if share.messages == 0 {
-                    self.partitions.remove(&key);
-                }
-            }
+    fn leave_partition(&mut self, load: Load<'_>) {
+        let Some(partition) = load.partition else { return };
+        let key = (load.route, partition);
+        let Some(left) = self.partitions.get_mut(&key) else { return };
+        left.share.messages = left.share.messages.saturating_sub(1);
+        if left.share.messages == 0 {
+            self.partitions.remove(&key);
+            return;
         }
+        left.share.bytes = left.share.bytes.saturating_sub(load.bytes);
+        left.drained -= usize::from(load.drained).min(left.drained);
+        left.moved = Instant::now();
     }
 
     /// Messages owned.
@@ -132,41 +170,62 @@ impl Window {
 
     /// Messages owned of one partition.
     pub fn of_partition(&self, route: u64, partition: i32) -> usize {
-        self.partitions.get(&(route, partition)).map_or(0, |share| share.messages)
+        self.partitions.get(&(route, partition)).map_or(0, |owned| owned.share.messages)
     }
 
-    /// Messages owned of some partitions, and their bytes.
-    pub fn of_partitions(&self, which: impl Fn(u64, i32) -> bool) -> (usize, usize) {
+    /// Messages owned of some partitions, their bytes, and how many of them came from the log.
+    pub fn of_partitions(&self, which: impl Fn(u64, i32) -> bool) -> (usize, usize, usize) {
         let chosen = self.partitions.iter().filter(|((route, partition), _)| which(*route, *partition));
-        chosen.fold((0, 0), |sum, (_, share)| (sum.0 + share.messages, sum.1 + share.bytes))
+        chosen.fold((0, 0, 0), |sum, (_, owned)| {
+            (sum.0 + owned.share.messages, sum.1 + owned.share.bytes, sum.2 + owned.drained)
+        })
+    }
+
+    /// The partitions that own something.
+    pub fn resting(&self) -> impl Iterator<Item = Resting<'_>> {
+        self.partitions.iter().map(|(&(route, partition), owned)| Resting {
+            route,
+            partition,
+            since: owned.moved,
+            message: &owned.message,
+        })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::{Message, MessageId, Route};
 
-    fn load(partition: i32, bytes: usize) -> Load {
-        Load { route: 1, partition: Some(partition), bytes, drained: false }
+    fn message() -> Arc<Outgoing> {
+        let route = Route { transport: "kafka".into(), destination: "t".into() };
+        let id = MessageId::new(1, 1);
+        Arc::new(Outgoing { id, route, lane: None, timestamp: 1, message: Message::to("t") })
+    }
+
+    fn load(message: &Arc<Outgoing>, partition: i32, bytes: usize) -> Load<'_> {
+        Load { message, route: 1, partition: Some(partition), bytes, drained: false }
     }
 
     #[test]
     fn one_partition_cannot_fill_the_window() {
+        let message = message();
         let mut window = Window::new(WindowLimits { messages: 10_000, bytes: 32 << 20 }, Arc::default());
-        let entered = (0..5_000).take_while(|_| window.enter(load(0, 10)).is_ok()).count();
+        let entered = (0..5_000).take_while(|_| window.enter(load(&message, 0, 10)).is_ok()).count();
         assert_eq!(entered, config::PARTITION_MESSAGES);
-        assert_eq!(window.enter(load(0, 10)), Err(Full::Partition));
-        assert_eq!(window.enter(load(1, 10)), Ok(()));
-        window.leave(load(0, 10));
-        assert_eq!(window.enter(load(0, 10)), Ok(()));
+        assert_eq!(window.enter(load(&message, 0, 10)), Err(Full::Partition));
+        assert_eq!(window.enter(load(&message, 1, 10)), Ok(()));
+        window.leave(load(&message, 0, 10));
+        assert_eq!(window.enter(load(&message, 0, 10)), Ok(()));
     }
 
     #[test]
     fn a_message_larger_than_the_window_goes_alone() {
+        let message = message();
         let mut window = Window::new(WindowLimits { messages: 10, bytes: 100 }, Arc::default());
-        assert_eq!(window.enter(load(0, 500)), Ok(()));
-        assert_eq!(window.enter(load(1, 1)), Err(Full::Window));
-        window.leave(load(0, 500));
-        assert_eq!((window.enter(load(1, 1)), window.messages()), (Ok(()), 1));
+        assert_eq!(window.enter(load(&message, 0, 500)), Ok(()));
+        assert_eq!(window.enter(load(&message, 1, 1)), Err(Full::Window));
+        window.leave(load(&message, 0, 500));
+        assert_eq!((window.enter(load(&message, 1, 1)), window.messages()), (Ok(()), 1));
     }
 }

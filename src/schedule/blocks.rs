@@ -132,17 +132,25 @@ impl Blocks {
     /// The block that a message passed over because of `key` waits for instead, the transport's apart: a narrower one
     /// in any case, since its lane's earlier messages may lie there; a wider one unless that catches up, too.
     ///
-    /// So of all blocks that catch up the narrowest delivers, and a message never goes to and fro between two.
-    pub fn elsewhere(&self, key: BlockKey, route: u64, partition: Option<i32>, lane: Lane) -> Option<BlockKey> {
+    /// So of all blocks that catch up the narrowest delivers, and a message never goes to and fro between two. One that may
+    /// go to any partition waits for no other that catches up: neither could tell that the other is past it.
+    pub fn elsewhere(
+        &self,
+        key: BlockKey,
+        route: u64,
+        partition: Option<i32>,
+        lane: Lane,
+        goes_anywhere: bool,
+    ) -> Option<BlockKey> {
         let partition = partition.map(|partition| BlockKey::Partition(route, partition));
         let all = [Some(BlockKey::Lane(route, lane)), partition, Some(BlockKey::Route(route))];
         all.into_iter().flatten().find(|other| {
             *other != key
                 && self.blocks.get(other).is_some_and(|block| {
                     // Keys are ordered from wide to narrow; two partitions differ where the partitioner chose anew.
-                    *other > key
-                        || matches!((other, key), (BlockKey::Partition(..), BlockKey::Partition(..)))
-                        || block.state != BlockState::CatchingUp
+                    let partitions = matches!((other, key), (BlockKey::Partition(..), BlockKey::Partition(..)));
+                    let narrower = *other > key && !(partitions && goes_anywhere);
+                    narrower || partitions && !goes_anywhere || block.state != BlockState::CatchingUp
                 })
         })
     }

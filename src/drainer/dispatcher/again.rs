@@ -14,8 +14,8 @@ use crate::wal::{Lsn, Mark};
 
 /// How an attempt to hand over a stored message went.
 pub enum Attempt {
-    /// The transport owns it; `None`: nobody need take it any more.
-    Owned(Option<Arc<Entry>>),
+    /// The transport owns it, or nobody need take it any more.
+    Owned,
     /// There is no room now, in all or for its partition; a report will make some.
     NoRoom(Full),
     /// Something of its lane failed and the drainer has not read of it yet, or the lane waits for reports.
@@ -51,7 +51,7 @@ impl Dispatcher {
         }
         // Asked once more where it cannot change: a first attempt is stored, and its number made known, under this lock.
         if self.is_owned(again.lsn) || self.outbox.is_settled(again.lsn) {
-            return Attempt::Owned(None);
+            return Attempt::Owned;
         }
         let load = self.load(&entry, partition);
         if lock(&self.window).enter(load).is_err() {
@@ -89,7 +89,7 @@ impl Dispatcher {
                 slot.close(lane);
             }
         }
-        Attempt::Owned(Some(entry))
+        Attempt::Owned
     }
 
     /// The transport has chosen a partition.

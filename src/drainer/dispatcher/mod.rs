@@ -15,7 +15,7 @@ mod within;
 use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub use again::{Again, Attempt};
 pub use within::take as take_from_within_submit;
@@ -29,6 +29,7 @@ use super::mailbox::Mailbox;
 use super::slot::Slot;
 use super::view::View;
 use super::window::{Load, Window, WindowLimits};
+use crate::clock;
 use crate::message::{Lane, Outgoing, Route};
 use crate::outbox::Outbox;
 use crate::stats::Event;
@@ -169,20 +170,33 @@ impl Dispatcher {
         self.unsettled.load(Ordering::Acquire)
     }
 
-    /// How long a hand-over may take before it counts as late.
-    pub fn late_after(&self) -> Duration {
-        self.first_attempt
-    }
-
     /// Messages that the transport owns of one partition.
     pub fn owned_of_partition(&self, route: u64, partition: i32) -> usize {
         lock(&self.window).of_partition(route, partition)
     }
 
-    /// Messages that the transport owns of some partitions, and whether they are more than half of what it may own.
-    pub fn owned_of_partitions(&self, which: impl Fn(u64, i32) -> bool) -> (usize, bool) {
-        let (messages, bytes) = lock(&self.window).of_partitions(which);
-        (messages, messages > self.limits.messages / 2 || bytes > self.limits.bytes / 2)
+    /// Messages that the transport owns of some partitions, those of them that came from the log, and whether they are
+    /// more than half of what it may own.
+    pub fn owned_of_partitions(&self, which: impl Fn(u64, i32) -> bool) -> (usize, usize, bool) {
+        let (messages, bytes, drained) = lock(&self.window).of_partitions(which);
+        (messages, drained, messages > self.limits.messages / 2 || bytes > self.limits.bytes / 2)
+    }
+
+    /// Partitions that own something of which nothing was reported on for longer than a first attempt may take, each
+    /// with one of its messages; `known` ones apart.
+    pub fn late_partitions(&self, now: Instant, known: impl Fn(u64, i32) -> bool) -> Vec<(i32, Arc<Outgoing>)> {
+        let window = lock(&self.window);
+        let late = window.resting().filter(|resting| {
+            clock::after(resting.since, self.first_attempt) <= now && !known(resting.route, resting.partition)
+        });
+        late.map(|resting| (resting.partition, Arc::clone(resting.message))).collect()
+    }
+
+    /// When the next partition will be late, `known` ones apart.
+    pub fn next_late(&self, known: impl Fn(u64, i32) -> bool) -> Option<Instant> {
+        let window = lock(&self.window);
+        let unknown = window.resting().filter(|resting| !known(resting.route, resting.partition));
+        Some(clock::after(unknown.map(|resting| resting.since).min()?, self.first_attempt))
     }
 
     /// Whether the transport owns a stored message, or its settlement is still on its way.
@@ -220,8 +234,9 @@ impl Dispatcher {
         self.busy.any()
     }
 
-    fn load(&self, entry: &Entry, partition: Option<i32>) -> Load {
-        Load { route: entry.route, partition, bytes: entry.bytes(), drained: entry.deadline.is_none() }
+    fn load<'a>(&self, entry: &'a Entry, partition: Option<i32>) -> Load<'a> {
+        let drained = entry.deadline.is_none();
+        Load { message: &entry.message, route: entry.route, partition, bytes: entry.bytes(), drained }
     }
 
     fn slot(&self, index: usize) -> MutexGuard<'_, Slot> {

@@ -34,6 +34,8 @@ enum Source {
 /// One pass over what was skipped because of a block.
 pub struct CatchUp {
     key: BlockKey,
+    /// The ledger's, when the pass began: what another one does not have is no end.
+    generation: u64,
     source: Source,
     peeked: Option<Skipped>,
     /// Something was skipped since the pass began: there must be another.
@@ -44,13 +46,13 @@ pub struct CatchUp {
 
 impl CatchUp {
     /// A pass by the ledger's rows, or by the log from `first` on.
-    pub fn new(outbox: &Outbox, key: BlockKey, first: Lsn, by_rows: bool) -> Self {
+    pub fn new(outbox: &Outbox, key: BlockKey, first: Lsn, by_rows: bool, generation: u64) -> Self {
         let source = if by_rows && key != BlockKey::Transport {
             Source::Rows { after: None, rows: VecDeque::new() }
         } else {
             Source::Log { scan: Box::new(outbox.scan(first)), records: VecDeque::new(), passed: 0 }
         };
-        Self { key, source, peeked: None, dirty: false, searching: false }
+        Self { key, generation, source, peeked: None, dirty: false, searching: false }
     }
 
     /// Whether the pass reads the log.
@@ -87,6 +89,9 @@ impl CatchUp {
                 if rows.is_empty() {
                     let Some(scope) = scope(self.key) else { return Ok(None) };
                     let read = outbox.ledger().parked(scope, *after, ROWS).map_err(|_| CatchUpError::Ledger)?;
+                    if outbox.ledger().generation() != self.generation {
+                        return Err(CatchUpError::Ledger);
+                    }
                     let place = |row: &crate::outbox::ledger::ParkedRow| {
                         let place = Place { segment: row.segment, offset: row.offset, index: row.index };
                         (row.segment > 0).then_some(place)

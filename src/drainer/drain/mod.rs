@@ -18,14 +18,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use catchup::{CatchUp, Unindexed, lane_or_own};
-use late::Watch;
 use skip::PROBE_RETRY;
 
 use super::dispatcher::{Again, Attempt, Dispatcher};
 use super::mailbox::Mail;
 use super::window::Full;
 use crate::config::OnPoison;
-use crate::message::Outgoing;
+use crate::message::{Lane, Outgoing, Route};
 use crate::outbox::{Scan, ScanError};
 use crate::schedule::{Backoff, BlockKey, BlockState, Blocks, Lines, Pacer, Rate};
 use crate::transport::Failure;
@@ -92,10 +91,16 @@ pub struct Drain {
     pub(super) cursor: Lsn,
     pub(super) transport_attempts: u32,
     pub(super) view_changed: bool,
+    /// The last error of each route since the view was published: a block may be gone before that.
+    pub(super) said: HashMap<Route, Arc<str>>,
     lines: KindsOfLines,
-    watch: Watch,
-    /// Messages that blocked partitions own: they hold up nobody else.
+    /// When it was last looked for partitions that are late.
+    looked: Option<Instant>,
+    /// Messages that blocked partitions own, and those of them that came from the log: they hold up nobody else.
     stuck: usize,
+    stuck_drained: usize,
+    /// Lanes of which a message came back and cannot be handed over yet: what comes later of them waits behind it.
+    behind: HashSet<Lane>,
     handed_back: Option<Instant>,
     catch_ups: HashMap<BlockKey, CatchUp>,
     unindexed: Unindexed,
@@ -153,9 +158,12 @@ impl Drain {
             cursor: first,
             transport_attempts: 0,
             view_changed: false,
+            said: HashMap::new(),
             lines: KindsOfLines::default(),
-            watch: Watch::default(),
+            looked: None,
             stuck: 0,
+            stuck_drained: 0,
+            behind: HashSet::new(),
             handed_back: None,
             catch_ups: HashMap::new(),
             unindexed: Unindexed::default(),
@@ -220,11 +228,14 @@ impl Drain {
         }
         let returned = self.hand_over_returned(now);
         self.close_gaps(now)?;
-        returned?;
+        let scattered = returned?;
         self.probe(now)?;
         let caught = self.catch_up(now)?;
         let passed = self.pass(now)?;
         self.end_vain_probe();
+        if scattered && !caught && !passed {
+            return Err(Halt::Scattered);
+        }
         // Of a great many blocks only some are tried at a time.
         let due = self.blocks.due(now).is_some() && !self.is_waiting();
         Ok(caught || passed || due)
@@ -261,14 +272,17 @@ impl Drain {
         true
     }
 
-    fn hand_over_returned(&mut self, now: Instant) -> Result<(), Halt> {
-        let (mut from, mut behind) = (0, HashSet::new());
+    /// What came back goes first. What cannot go keeps the later messages of its lane behind it, and nothing else. True:
+    /// some of it would scatter the log's memory.
+    fn hand_over_returned(&mut self, now: Instant) -> Result<bool, Halt> {
+        self.behind.clear();
+        let (mut from, mut scattered) = (0, false);
         while let Some((&lsn, back)) = self.returned.range(from..).next() {
             let message = Arc::clone(&back.message);
             from = lsn + 1;
             // One that stays keeps the later ones of its lane behind it.
             let lane = lane_or_own(&message, lsn);
-            if behind.contains(&lane) {
+            if self.behind.contains(&lane) {
                 continue;
             }
             if self.dispatcher.outbox().is_settled(lsn) {
@@ -278,8 +292,9 @@ impl Drain {
             } else {
                 match self.offer(&Again { lsn, message, counted: true, alone: false }, now) {
                     Ok(()) => {}
-                    Err(Halt::Scattered) => {
-                        behind.insert(lane);
+                    Err(halt @ (Halt::Scattered | Halt::Partition)) => {
+                        scattered |= matches!(halt, Halt::Scattered);
+                        self.behind.insert(lane);
                         continue;
                     }
                     Err(halt) => return Err(halt),
@@ -287,15 +302,14 @@ impl Drain {
             }
             self.returned.remove(&lsn);
         }
-        // What is left came before anything new of its lane.
-        if self.returned.is_empty() { Ok(()) } else { Err(Halt::Scattered) }
+        Ok(scattered)
     }
 
     /// Offers a message to the transport.
     fn offer(&mut self, again: &Again, now: Instant) -> Result<(), Halt> {
         let (owned, drained) = self.dispatcher.in_flight();
         let probing = self.blocks.get(BlockKey::Transport).is_some();
-        if self.pacer.room(drained.saturating_sub(self.stuck)) == 0 || probing && owned > self.stuck {
+        if self.pacer.room(drained.saturating_sub(self.stuck_drained)) == 0 || probing && owned > self.stuck {
             return Err(Halt::Wait);
         }
         let outbox = self.dispatcher.outbox();
@@ -315,18 +329,13 @@ impl Drain {
             return Err(Halt::Until(now + wait));
         }
         let attempt = self.dispatcher.again(again);
-        if !matches!(attempt, Attempt::Owned(_))
+        if !matches!(attempt, Attempt::Owned)
             && let Some(rate) = &mut self.rate
         {
             rate.give_back(1);
         }
         match attempt {
-            Attempt::Owned(entry) => {
-                if let Some(entry) = entry {
-                    self.watch.handed_over(entry, again.lsn, now);
-                }
-                Ok(())
-            }
+            Attempt::Owned => Ok(()),
             // With nothing in flight there is no report to come.
             Attempt::NoRoom(_) if self.dispatcher.in_flight().0 == 0 => Err(Halt::Until(now + PROBE_RETRY)),
             Attempt::NoRoom(Full::Partition) => Err(Halt::Partition),
@@ -364,7 +373,6 @@ impl Drain {
             Some(BlockState::Waiting(at)) => Some(at),
             _ => self.blocks.next_due_after(now),
         };
-        let late = self.watch.next(self.dispatcher.late_after());
-        [due, late, unread].into_iter().flatten().min()
+        [due, self.next_late(), unread].into_iter().flatten().min()
     }
 }

@@ -9,6 +9,7 @@ use crate::clock;
 use crate::drainer::dispatcher::{Again, route_hash};
 use crate::drainer::entry::{Entry, Storing};
 use crate::drainer::mailbox::Mail;
+use crate::drainer::view::LAST_ERRORS;
 use crate::message::{Lane, Outgoing, Position, Route};
 use crate::outbox::ledger::LaneRow;
 use crate::receipt::Fate;
@@ -26,7 +27,7 @@ impl Drain {
             Mail::FirstFailed { route, partition, lane, failure } => {
                 self.first_failed(&route, partition, lane, &failure, now);
             }
-            Mail::Late { entry } => self.first_late(entry, now),
+            Mail::Late { entry } => self.first_late(&entry, now),
             Mail::Reported { entry, outcome } => self.dispatcher.report(&entry, outcome),
             Mail::Available(availability) => self.available(availability, now),
             Mail::RouteUp(route) => self.blocks.hurry(route, now),
@@ -98,6 +99,10 @@ impl Drain {
                 self.block(key, &message.route, failure, true, probed == Some(key), now);
                 self.probe_with_another(probed, key, now);
             }
+            // Its letter settles it, which must not be before the disk has it: it is tried once more.
+            Action::Bury if matches!(entry.state().storing, Storing::Queued(_)) => {
+                self.probe_with_another(probed, BlockKey::Lane(entry.route, lane_or_own(message, lsn)), now);
+            }
             Action::Bury => {
                 self.bury(lsn, entry, failure, attempts, now);
                 self.probe_with_another(probed, BlockKey::Lane(entry.route, lane_or_own(message, lsn)), now);
@@ -148,16 +153,9 @@ impl Drain {
     }
 
     /// A first attempt is late, and stored.
-    fn first_late(&mut self, entry: Arc<Entry>, now: Instant) {
-        let (partition, storing) = {
-            let state = entry.state();
-            (state.partition, state.storing)
-        };
+    fn first_late(&mut self, entry: &Entry, now: Instant) {
+        let partition = entry.state().partition;
         self.late(&entry.message.route, partition, entry.lane(), now);
-        if let (None, Storing::Queued(lsn) | Storing::Durable(lsn)) = (partition, storing) {
-            // Should it get to a partition, and hang there, the transport is not what it waits for.
-            self.watch.handed_over(entry, lsn, now);
-        }
     }
 
     pub(super) fn late(&mut self, route: &Route, partition: Option<i32>, lane: Option<Lane>, now: Instant) {
@@ -221,7 +219,7 @@ impl Drain {
         let known = self.blocks.get(key);
         let again = known.is_some_and(|block| match block.state {
             // One whose time has come is being tried: this is what came of it.
-            BlockState::Waiting(at) => at > now && (block.alone || !alone),
+            BlockState::Waiting(at) => block.alone && !probed || at > now && !alone,
             BlockState::Probing(_) => !probed && key != BlockKey::Transport,
             BlockState::CatchingUp => false,
         });
@@ -242,6 +240,9 @@ impl Drain {
         self.view_changed = true;
         let Some(block) = self.blocks.get(key) else { return };
         let (attempts, class, reason) = (block.attempts, block.class, block.reason.clone());
+        if key != BlockKey::Transport && (self.said.len() < LAST_ERRORS || self.said.contains_key(route)) {
+            self.said.insert(route.clone(), reason.as_str().into());
+        }
         match key {
             BlockKey::Transport => {
                 self.transport_attempts = attempts;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::catchup::lane_or_own;
 use super::{BATCH, Drain, Halt, READ_RETRY, RUN_BYTES};
 use crate::drainer::dispatcher::Again;
 use crate::outbox::ledger::EntryRow;
@@ -21,6 +22,9 @@ impl Drain {
             let mine = message.route.transport == *self.dispatcher.name();
             if mine && !self.dispatcher.is_owned(lsn) && !self.dispatcher.outbox().is_settled(lsn) {
                 let counted = lsn > self.backlog_end;
+                if self.behind.contains(&lane_or_own(&message, lsn)) {
+                    return Err(Halt::Wait);
+                }
                 if let Some(key) = self.block_of(&message, lsn) {
                     if !counted {
                         self.dispatcher.passed_over(&message);

@@ -32,6 +32,11 @@ fn is_tried_alone(key: BlockKey, block: &Block) -> bool {
     block.alone || block.class == Class::Hold && key != BlockKey::Transport
 }
 
+/// Whether it is for the transport to say, anew each time, which partition a message goes to.
+fn goes_anywhere(message: &Outgoing) -> bool {
+    message.lane.is_none() && message.message.partition.is_none()
+}
+
 /// Why what a block skipped is not to be had now.
 enum NotNow {
     /// It cannot be read. That block waits, and nothing else: what others skipped may well be read.
@@ -85,10 +90,22 @@ impl Drain {
     fn next_to_probe(&mut self, key: BlockKey, now: Instant) -> Result<Option<Skipped>, NotNow> {
         loop {
             let Some(skipped) = self.next_skipped(key, now)? else {
-                self.lift(key);
+                self.end_pass(key);
                 return Ok(None);
             };
+            if self.behind.contains(&lane_or_own(&skipped.message, skipped.lsn)) {
+                self.blocks.set_state(key, BlockState::Waiting(now + PROBE_RETRY));
+                return Ok(None);
+            }
             match self.elsewhere(key, &skipped) {
+                None if self.goes_elsewhere(key, &skipped.message) => {
+                    // It says nothing about this partition.
+                    if !self.goes(skipped, now) {
+                        self.blocks.set_state(key, BlockState::Waiting(now + PROBE_RETRY));
+                        return Ok(None);
+                    }
+                    self.blocks.resumed(key);
+                }
                 None => return Ok(Some(skipped)),
                 Some(other) if matches!((other, key), (BlockKey::Route(_), _) | (_, BlockKey::Lane(..))) => {
                     // What is wider is blocked itself: a probe would only fail for its reason, again and again.
@@ -99,6 +116,23 @@ impl Drain {
                 Some(other) => self.transfer(key, other, &skipped),
             }
         }
+    }
+
+    /// Whether a message that may go to any partition would go to another one than is probed.
+    fn goes_elsewhere(&self, key: BlockKey, message: &Outgoing) -> bool {
+        let BlockKey::Partition(_, partition) = key else { return false };
+        goes_anywhere(message) && self.dispatcher.transport().partition(message).is_some_and(|now| now != partition)
+    }
+
+    /// Hands a message over that was passed over, if there is room.
+    fn goes(&mut self, skipped: Skipped, now: Instant) -> bool {
+        let Skipped { lsn, message, row } = skipped;
+        let again = Again { lsn, message: Arc::new(message), counted: true, alone: false };
+        let gone = self.offer(&again, now).is_ok();
+        if gone {
+            self.forget_row(row);
+        }
+        gone
     }
 
     /// Delivers what was passed over because of blocks that are gone. True: there is more.
@@ -130,6 +164,12 @@ impl Drain {
                 if let Some(other) = self.elsewhere(key, &skipped) {
                     self.transfer(key, other, &skipped);
                     continue;
+                }
+                if self.behind.contains(&lane_or_own(&skipped.message, skipped.lsn)) {
+                    if let Some(pass) = self.catch_ups.get_mut(&key) {
+                        pass.put_back(skipped);
+                    }
+                    break;
                 }
                 let Skipped { lsn, message, row } = skipped;
                 let again = Again { lsn, message: Arc::new(message), counted: true, alone: false };
@@ -172,7 +212,7 @@ impl Drain {
         let route = route_hash(&skipped.message.route);
         let message = &skipped.message;
         let partition = message.message.partition.or_else(|| self.dispatcher.transport().partition(message));
-        self.blocks.elsewhere(key, route, partition, lane_or_own(message, skipped.lsn))
+        self.blocks.elsewhere(key, route, partition, lane_or_own(message, skipped.lsn), goes_anywhere(message))
     }
 
     /// A skipped message waits for something narrower, or wider, from now on.
@@ -227,14 +267,15 @@ impl Drain {
         for _ in 0..SEARCHED {
             let outbox = Arc::clone(self.dispatcher.outbox());
             let by_rows = self.by_rows(key);
-            let first = self.first_skipped(key);
-            let pass = self.catch_ups.entry(key).or_insert_with(|| CatchUp::new(&outbox, key, first, by_rows));
+            let (first, generation) = (self.first_skipped(key), self.ledger_generation);
+            let pass =
+                self.catch_ups.entry(key).or_insert_with(|| CatchUp::new(&outbox, key, first, by_rows, generation));
             match pass.next(&outbox, self.cursor) {
                 Ok(Some(skipped)) if self.concerns(key, &skipped) => {
                     self.set_searching(key, false);
                     return Ok(Some(skipped));
                 }
-                Ok(Some(_)) => {}
+                Ok(Some(skipped)) => self.leave_to_another(key, &skipped),
                 Ok(None) => return Ok(None),
                 Err(CatchUpError::Ledger) => {
                     self.unindexed.add(key);
@@ -253,6 +294,24 @@ impl Drain {
         }
         self.set_searching(key, true);
         Err(NotNow::More)
+    }
+
+    /// A message that was passed over because of one partition belongs to another one now, whose pass may be past it.
+    fn leave_to_another(&mut self, key: BlockKey, skipped: &Skipped) {
+        let (BlockKey::Partition(route, _), message) = (key, &skipped.message) else { return };
+        let Some(now) = message.message.partition.or_else(|| self.dispatcher.transport().partition(message)) else {
+            return;
+        };
+        let other = BlockKey::Partition(route, now);
+        let row = self.key_of_row(message, skipped.lsn);
+        let is_past = other != key && self.catch_ups.get(&other).is_some_and(|pass| pass.is_past(row));
+        let is_done = self.dispatcher.outbox().is_settled(skipped.lsn)
+            || self.dispatcher.is_owned(skipped.lsn)
+            || self.returned.contains_key(&skipped.lsn);
+        if is_past && !is_done && route == route_hash(&message.route) {
+            self.unindexed.add(other);
+            self.restart_pass(other);
+        }
     }
 
     fn set_searching(&mut self, key: BlockKey, searching: bool) {
@@ -284,7 +343,9 @@ impl Drain {
                     now == partition
                         || block.is_none_or(|block| block.first_skipped.is_none_or(|first| first > skipped.lsn))
                 };
-                blocked == route && message.message.partition.or_else(current).is_none_or(belongs)
+                // What may go anywhere belongs to whichever comes across it: asked again, it may go elsewhere.
+                blocked == route
+                    && (goes_anywhere(message) || message.message.partition.or_else(current).is_none_or(belongs))
             }
             BlockKey::Lane(blocked, lane) => blocked == route && lane == lane_or_own(message, skipped.lsn),
         };
