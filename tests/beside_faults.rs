@@ -159,7 +159,7 @@ fn child() {
         }
         // The file `status` is written once a second.
         std::thread::sleep(Duration::from_millis(1_200));
-        producer.blocking_drained(Duration::from_secs(10)).unwrap();
+        producer.blocking_drained(LONG).unwrap();
         producer.blocking_close(LONG).unwrap();
     }
     say("<end>");

@@ -24,6 +24,9 @@ const FRESH: Duration = Duration::from_secs(1);
 /// which passing over 100,000 messages takes most of it, and what else the machine does is not the drainer's doing.
 const STARTS: usize = 10;
 
+/// Batches of fresh keys that are timed before a restart; again the quickest counts.
+const BATCHES: usize = 10;
+
 /// Messages that become dead letters.
 const DEAD: u64 = 50;
 
@@ -77,8 +80,14 @@ fn fresh_keys(producer: &Producer, broker: &Broker) -> Duration {
 
 #[track_caller]
 fn fresh_keys_arrive(producer: &Producer, broker: &Broker) {
-    let took = fresh_keys(producer, broker);
-    assert!(took <= FRESH, "a fresh key took {took:?}");
+    let mut quickest = Duration::MAX;
+    for _ in 0..BATCHES {
+        quickest = quickest.min(fresh_keys(producer, broker));
+        if quickest <= FRESH {
+            return;
+        }
+    }
+    panic!("a fresh key took {quickest:?} at least, in {BATCHES} batches");
 }
 
 /// Starts again, with the backlog still blocked; the last producer stays open.

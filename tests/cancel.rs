@@ -19,6 +19,10 @@ use shows::{LONG, builder, duplicates, in_order, numbered, setting};
 /// Messages that are not stored by then never will be.
 const STORED: Duration = Duration::from_secs(5);
 
+/// An outbox that takes nothing for so long, however often it is asked, is full.
+const QUIET: Duration = Duration::from_secs(5);
+const REFUSALS: usize = 20;
+
 fn open(dir: &Path, broker: &Broker) -> Producer {
     builder(dir, broker).open_blocking().unwrap()
 }
@@ -177,18 +181,19 @@ fn full(dir: &Path, broker: &Broker) -> (Producer, u64) {
     broker.down();
     let built = builder(dir, broker).segment_bytes(64 << 10).max_message_bytes(8 << 10).max_bytes(4 * (64 << 10));
     let producer = built.mode(Mode::WriteAhead).space_wait(Duration::from_secs(600)).open_blocking().unwrap();
-    let mut number = 0;
+    let (mut number, mut refused) = (0, 0);
     let mut last = Instant::now();
     // Space is prepared in the background: it is full once it stays so.
-    while last.elapsed() < Duration::from_millis(300) {
+    while last.elapsed() < QUIET || refused < REFUSALS {
         match producer.try_send(big(number)) {
             Ok(future) => {
                 assert!(!pollster::block_on(future).unwrap().is_delivered());
                 number += 1;
-                last = Instant::now();
+                (last, refused) = (Instant::now(), 0);
             }
             Err(error) => {
                 assert_eq!(error.kind(), outlast::SendErrorKind::Full, "{error}");
+                refused += 1;
                 std::thread::sleep(Duration::from_millis(5));
             }
         }

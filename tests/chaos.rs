@@ -412,6 +412,9 @@ async fn run(plan: Plan) {
             );
         }
     }
+    // What was sent last may have been stored.
+    let drained = producer.drained(HEALING).await;
+    assert!(drained.is_ok(), "{drained:?} {:#?} {:#?}", producer.stats(), producer.health());
     calm.store(true, Ordering::Release);
     watcher.await.unwrap();
     let closed = producer.close(Duration::from_secs(5)).await.expect("it closes");

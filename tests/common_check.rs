@@ -43,7 +43,9 @@ fn a_killed_broker_comes_back_with_its_address_and_its_records() {
     let begin = Instant::now();
     server.start();
     println!("back after {:?}", begin.elapsed());
-    assert_eq!(common::kafka::read_all(server.address(), "orders"), before);
+    common::wait_until("its records are there", Duration::from_secs(30), || {
+        common::kafka::read_all(server.address(), "orders") == before
+    });
 }
 
 #[cfg(feature = "redis")]

@@ -145,10 +145,11 @@ async fn a_future_record_arrives_at_kafka_as_it_did_from_a_future_producer() {
     for customer in 0..20 {
         let customer = format!("cust-{customer}");
         from_future_producer::publish_before(&before, &topic, &customer, "17 apples").await.unwrap();
-        let receipt = from_future_producer::publish(&after, &topic, &customer, "17 apples").await.unwrap();
-        assert!(receipt.is_delivered(), "{receipt:?}");
+        // Stored will do: it may take longer than a first attempt is given.
+        let _ = from_future_producer::publish(&after, &topic, &customer, "17 apples").await.unwrap();
     }
-    after.close(LONG).await.unwrap();
+    after.drained(LONG).await.unwrap();
+    assert_eq!(after.close(LONG).await.unwrap().pending, 0);
 
     let records = common::kafka::read_all(&address, &topic);
     let (migrated, original): (Vec<_>, Vec<_>) = records.into_iter().partition(|record| record.id.is_some());

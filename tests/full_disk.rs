@@ -75,12 +75,12 @@ struct Book {
 }
 
 impl Book {
-    /// Sends until much was taken, and nothing more is.
+    /// Sends until much was taken, nothing more is, and health says that it is for the disk.
     fn fill(&mut self, producer: &Producer) {
         const TOGETHER: u64 = 32;
         let (begun, enough) = (Instant::now(), self.accepted.len() + A_FILL);
         let mut refused = 0;
-        while refused < TOGETHER || self.accepted.len() < enough {
+        while refused < TOGETHER || self.accepted.len() < enough || !tells_of_the_disk(producer) {
             assert!(begun.elapsed() < LONG, "it does not go on: {:?} {:?}", producer.stats(), producer.health());
             let sent: Vec<_> = (0..TOGETHER)
                 .map(|_| {
@@ -128,6 +128,10 @@ impl Book {
     }
 }
 
+fn tells_of_the_disk(producer: &Producer) -> bool {
+    producer.health().alerts.iter().any(|alert| alert.starts_with("disk: "))
+}
+
 const KEYS: u64 = 7;
 
 fn message(number: u64) -> Message {
@@ -147,8 +151,6 @@ fn fill_and_drain(disk: &Disk, cycles: u64) -> Book {
     for cycle in 0..cycles {
         broker.down();
         book.fill(&producer);
-        let alerts = producer.health().alerts;
-        assert!(alerts.iter().any(|alert| alert.starts_with("disk: ")), "cycle {cycle}: {alerts:?}");
         if cycle % 2 == 1 {
             // Somebody else takes what was left.
             fill_up(disk);
@@ -204,15 +206,16 @@ fn restarts_on_a_full_disk_lose_nothing_and_settle_once_there_is_space() {
     std::fs::write(&others, vec![0; 2 << 20]).unwrap();
     book.fill(&producer);
     fill_up(&disk);
-    let mut failed = 0;
+    let (mut failed, mut unsettled, mut before) = (0, 0, 0);
     for restart in 1..=6 {
         let closed = producer.blocking_close(Duration::ZERO);
         if let Err(error) = &closed {
             assert!(error.to_string().contains("No space left"), "it says why: {error}");
             failed += 1;
+            unsettled += broker.delivered().len() - before;
         }
         producer = open(2);
-        let before = broker.delivered().len();
+        before = broker.delivered().len();
         broker.up();
         assert!(broker.wait_for(before + 1, LONG), "restart {restart}: nothing comes: {:?}", producer.health());
         broker.down();
@@ -226,5 +229,5 @@ fn restarts_on_a_full_disk_lose_nothing_and_settle_once_there_is_space() {
     producer.blocking_close(LONG).unwrap();
     book.all_came(&broker);
     println!("{} acknowledged, 0 lost, {} duplicates, {failed} closes failed", book.accepted.len(), book.duplicates);
-    assert!(book.duplicates <= 2 * failed, "only what a failed close did not settle comes again");
+    assert!(book.duplicates <= unsettled, "only what a failed close did not settle comes again: {unsettled} at most");
 }

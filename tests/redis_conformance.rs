@@ -2,6 +2,7 @@
 //! a single machine can break it.
 #![cfg(all(feature = "redis", feature = "testing"))]
 
+mod common;
 mod redis_support;
 
 use std::io::{ErrorKind, Read, Write};

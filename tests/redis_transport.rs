@@ -1,6 +1,7 @@
 //! The Redis transport against real servers: what each refusal is told as, logins, TLS, outages, closing.
 #![cfg(all(feature = "redis", feature = "testing"))]
 
+mod common;
 mod redis_support;
 
 use std::io::Write;

@@ -21,8 +21,10 @@ use crate::schedule::Backoff;
 use crate::stats::Event;
 use crate::transport::{Monitor, Transport};
 
-/// How long an open waits for the first segments to be made ready: a few milliseconds are usual.
-const MADE_READY: Duration = Duration::from_secs(1);
+/// How long an open waits at most for the first segments to be made ready: a few milliseconds are usual, and nothing is
+/// waited for once making them has failed. A disk that is slow or busy takes seconds to give a segment its blocks, and a
+/// `try_send` right after an open that did not wait for it would be refused, as if the outbox were full.
+const MADE_READY: Duration = Duration::from_secs(10);
 
 /// A transport, its name, and the order that its routes keep unless they say otherwise.
 pub(super) type Named = (Arc<str>, Order, Arc<dyn Transport>);

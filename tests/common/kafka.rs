@@ -76,9 +76,14 @@ pub fn read_all(broker: &str, topic: &str) -> Vec<Record> {
         .set("fetch.wait.max.ms", "10")
         .create()
         .expect("a consumer");
-    let metadata = consumer.fetch_metadata(Some(topic), LIMIT).expect("the topic's metadata");
-    let partitions: Vec<i32> = metadata.topics().iter().flat_map(|t| t.partitions().iter().map(|p| p.id())).collect();
-    assert!(!partitions.is_empty(), "topic {topic} does not exist");
+    // A broker that has just started may not know its topics yet, nor who leads their partitions.
+    let mut partitions: Vec<i32> = Vec::new();
+    super::wait_until(&format!("topic {topic} exists and has leaders"), LIMIT, || {
+        let Ok(metadata) = consumer.fetch_metadata(Some(topic), LIMIT) else { return false };
+        let found = || metadata.topics().iter().flat_map(|t| t.partitions());
+        partitions = found().map(|p| p.id()).collect();
+        !partitions.is_empty() && found().all(|p| p.leader() >= 0 && p.error().is_none())
+    });
     let mut assignment = TopicPartitionList::new();
     for partition in &partitions {
         assignment.add_partition_offset(topic, *partition, Offset::Beginning).expect("a legal offset");

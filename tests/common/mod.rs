@@ -16,6 +16,7 @@ mod disk;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 mod lines;
+mod ports;
 #[cfg(feature = "redis")]
 pub mod redis;
 mod servers;
@@ -25,6 +26,7 @@ pub use child::{Acks, Child, Output, run, run_with};
 #[cfg(target_os = "linux")]
 pub use disk::Disk;
 pub use lines::{first_field, input_lines, log_lines};
+pub use ports::claim_port;
 pub use servers::{KafkaServer, RedisServer, kafka_address, redis_address};
 
 /// A name that no other test, and no earlier run against the same servers, has used.

@@ -3,14 +3,14 @@
 // Each test file uses its part.
 #![allow(dead_code)]
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use outlast::transport::kafka::KafkaConfig;
 
-use crate::common::wait_until;
+use crate::common::{claim_port, wait_until};
 
 /// The password of alice, who may do everything; it must never show.
 pub const SECRET: &str = "canary-of-alice";
@@ -83,8 +83,7 @@ impl Drop for Guarded {
 
 /// Three ports nobody uses.
 pub fn ports() -> [u16; 3] {
-    let sockets = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").expect("a port"));
-    sockets.map(|socket| socket.local_addr().expect("an address").port())
+    [(); 3].map(|()| claim_port())
 }
 
 /// `java` with the jars that `scripts/services` resolved.

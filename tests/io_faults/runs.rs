@@ -6,7 +6,7 @@ use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Whoever runs longer hangs. Several waits of 20 s fit into it.
-const HANG: Duration = Duration::from_secs(100);
+const HANG: Duration = Duration::from_secs(200);
 
 static PANICS: Mutex<Vec<String>> = Mutex::new(Vec::new());
 

@@ -57,7 +57,7 @@ pub struct Script {
 
 pub fn settings(directory: &Path, broker: &Broker) -> Builder {
     let config = Config {
-        first_attempt: Duration::from_secs(2),
+        first_attempt: LIMIT,
         space_wait: SPACE_WAIT,
         backoff_base: Duration::from_millis(5),
         backoff_cap: Duration::from_millis(50),
@@ -297,9 +297,9 @@ impl Script {
         }
         if self.refused_by_disk {
             let told = || producer.health().alerts.iter().any(|alert| alert.starts_with("disk: "));
-            wait_until("health tells of the disk", Duration::from_secs(2), &told);
+            wait_until("health tells of the disk", LIMIT, &told);
             if self.look_at_status {
-                wait_until("the file tells of the disk", Duration::from_secs(4), || {
+                wait_until("the file tells of the disk", LIMIT, || {
                     // A message that still fits into the segment is taken, and then there is nothing to tell, until none does.
                     if !told() {
                         let messages = vec![self.message("orders", "")];
@@ -331,7 +331,7 @@ impl Script {
         };
         wait_until("nobody says any more that the disk is broken", LIMIT, silent);
         if self.look_at_status {
-            wait_until("nor does the file", Duration::from_secs(4), || self.storage_in_status().is_none());
+            wait_until("nor does the file", LIMIT, || self.storage_in_status().is_none());
         }
     }
 

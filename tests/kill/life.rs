@@ -25,6 +25,8 @@ use crate::storage::die;
 const WINDOW: usize = 64;
 /// What one kill may make the broker see twice.
 pub const REDELIVERY: usize = 200;
+/// How long a child that is to end by itself is given.
+const ENDS: Duration = Duration::from_secs(10);
 /// Threads that send, each with its own keys.
 const SENDERS: u64 = 2;
 
@@ -211,12 +213,22 @@ pub fn command(dir: &Path, life: u64, work: &[&dyn AsRef<OsStr>]) -> Command {
     command
 }
 
-/// Waits a second for a child to end by itself.
+/// Waits for a child to end by itself: not longer than [`ENDS`] after it has opened, or has not opened in as long.
 pub fn wait_for_end(child: &mut Child) -> Option<ExitStatus> {
+    let (open, opened) = sync_channel::<()>(0);
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
+    std::thread::spawn(move || {
+        let _ = lines.any(|line| line.ends_with("open"));
+        // That is what is waited for. It also comes if the child ends before.
+        drop(open);
+        // A pipe that nobody reads would be an error to the child.
+        lines.for_each(drop);
+    });
+    let _ = opened.recv_timeout(ENDS);
     let begun = Instant::now();
     loop {
         let ended = child.try_wait().unwrap();
-        if ended.is_some() || begun.elapsed() > Duration::from_secs(1) {
+        if ended.is_some() || begun.elapsed() > ENDS {
             return ended;
         }
         std::thread::sleep(Duration::from_millis(1));

@@ -1,7 +1,7 @@
 //! A `redis-server` of a test's own, the server that all tests share, and a look into their streams.
 #![allow(dead_code)] // Each test file uses a part.
 
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,6 +13,8 @@ use outlast::transport::redis::{RedisConfig, RedisTransport};
 use outlast::transport::{Availability, Class, Handover, Monitor, Outcome, Recipient, Ticket, Transport};
 use outlast::{Header, Lane, Message, MessageId, Outgoing, Route};
 use redis::Value;
+
+use crate::common::claim_port;
 
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -45,7 +47,7 @@ impl Server {
     }
 
     pub fn start_in(directory: tempfile::TempDir, extra: &[&str]) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = claim_port();
         let arguments = extra.iter().map(|argument| argument.replace("PORT", &port.to_string())).collect();
         let server = Self { port, directory, arguments, child: Mutex::new(None) };
         server.restart();

@@ -16,6 +16,8 @@ use crate::transport::{Availability, Handover, Monitor, Outcome, Recipient, Tick
 const WINDOW: usize = 32;
 /// `submit` must not block; a loaded machine may keep a thread waiting all the same.
 const SUBMIT_LIMIT: Duration = Duration::from_secs(2);
+/// How much longer than its grace `close` may take: threads have to end, on a loaded machine.
+const CLOSE_LIMIT: Duration = Duration::from_secs(10);
 /// One in so many messages that may be tried by themselves is.
 const ALONE: usize = 8;
 /// How soon a refused message is offered again when nobody says that things are better.
@@ -252,7 +254,7 @@ impl Lab {
         let state = self.notes.lock();
         let unreported = state.attempts.iter().filter(|attempt| attempt.reports.is_empty()).count();
         drop(state);
-        if unreported > 0 || took > grace + SUBMIT_LIMIT {
+        if unreported > 0 || took > grace + CLOSE_LIMIT {
             return Err(Violation::Close { grace, took, unreported });
         }
         self.breach()?;

@@ -27,7 +27,9 @@ const ACKNOWLEDGEMENT_HOLDS: Duration = Duration::from_secs(2);
 #[derive(Debug, Default)]
 struct State {
     told: Option<Result<(), Arc<Failure>>>,
-    trouble: Option<(Instant, Failure)>,
+    /// Whether "down" was told with a reason that says why nobody answers.
+    explained: bool,
+    trouble: Option<(Instant, Code, Failure)>,
 }
 
 /// The availability of the cluster.
@@ -82,12 +84,14 @@ impl Link {
         if self.is_up() && acknowledged > 0 && silence < ACKNOWLEDGEMENT_HOLDS {
             return;
         }
-        let known = state.trouble.as_ref().filter(|(since, _)| now.duration_since(*since) < REASON_HOLDS);
-        let failure = known.map_or_else(|| plain(code, ""), |(_, failure)| failure.clone());
-        self.tell_down(&mut state, failure);
+        let known = state.trouble.as_ref().filter(|(since, ..)| now.duration_since(*since) < REASON_HOLDS);
+        let explained = known.is_some_and(|(_, code, _)| says_why(*code));
+        let failure = known.map_or_else(|| plain(code, ""), |(_, _, failure)| failure.clone());
+        self.tell_down(&mut state, failure, explained);
     }
 
-    /// librdkafka told of trouble with a broker, which may be the reason why nobody answers.
+    /// librdkafka told of trouble with a broker, which may be the reason why nobody answers. If that was told without one,
+    /// it is told again; a reason of another class waits for the next question.
     pub(super) fn trouble(&self, code: Code, reason: &str, now: Instant) {
         // "All brokers are down" is no reason, and a failed instance none why nobody answers.
         if matches!(code, Code::AllBrokersDown | Code::Fatal) {
@@ -96,12 +100,15 @@ impl Link {
         let failure = plain(code, reason);
         let mut state = lock(&self.state);
         // "Timed out" and "broke off" say less than why the login failed a moment ago.
-        let better = state
-            .trouble
-            .as_ref()
-            .is_none_or(|(since, before)| failure.class >= before.class || now.duration_since(*since) >= REASON_HOLDS);
+        let better = state.trouble.as_ref().is_none_or(|(since, _, before)| {
+            failure.class >= before.class || now.duration_since(*since) >= REASON_HOLDS
+        });
         if better {
-            state.trouble = Some((now, failure));
+            let is_down = matches!(&state.told, Some(Err(told)) if is_alike(told, &failure));
+            state.trouble = Some((now, code, failure.clone()));
+            if is_down && says_why(code) {
+                self.tell_down(&mut state, failure, true);
+            }
         }
     }
 
@@ -112,13 +119,16 @@ impl Link {
         }
     }
 
-    fn tell_down(&self, state: &mut State, failure: Failure) {
+    /// Tells it once; once more if it can be said only then why.
+    fn tell_down(&self, state: &mut State, failure: Failure, explained: bool) {
         if let Some(Err(before)) = &state.told
-            && (before.class, before.scope) == (failure.class, failure.scope)
+            && is_alike(before, &failure)
+            && (state.explained || !explained)
         {
             return;
         }
         let failure = Arc::new(failure);
+        state.explained = explained;
         state.told = Some(Err(Arc::clone(&failure)));
         self.is_up.store(false, Ordering::Release);
         tracing::warn!(reason = %failure.reason, class = ?failure.class, "Kafka does not answer");
@@ -126,6 +136,15 @@ impl Link {
             monitor.down(failure);
         }
     }
+}
+
+fn is_alike(one: &Failure, other: &Failure) -> bool {
+    (one.class, one.scope) == (other.class, other.scope)
+}
+
+/// Whether a code says more than that there was no answer.
+fn says_why(code: Code) -> bool {
+    !matches!(code, Code::OperationTimedOut | Code::MessageTimedOut | Code::TimedOutQueue)
 }
 
 /// The failure of the whole transport.
@@ -219,5 +238,23 @@ mod tests {
         let heard = lock(&heard);
         assert_eq!(heard.len(), 2, "{heard:?}");
         assert!(heard[0].contains("Connection refused"), "{heard:?}");
+    }
+
+    /// On a slow machine the question was given up before librdkafka had come to the port: "connection refused" was then
+    /// told nowhere for the whole outage.
+    #[test]
+    fn a_reason_that_comes_after_down_was_told_is_told_once() {
+        let (link, heard) = link();
+        let now = Instant::now();
+        link.down(Code::OperationTimedOut, now);
+        link.trouble(Code::OperationTimedOut, "1 request(s) timed out", now);
+        assert_eq!(lock(&heard).len(), 1, "{heard:?}");
+        for _ in 0..3 {
+            link.trouble(Code::BrokerTransportFailure, "Connection refused", now);
+            link.down(Code::OperationTimedOut, now);
+        }
+        let heard = lock(&heard);
+        assert_eq!(heard.len(), 2, "{heard:?}");
+        assert!(heard[1].contains("Connection refused"), "{heard:?}");
     }
 }
