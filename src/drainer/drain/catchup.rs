@@ -71,6 +71,11 @@ impl CatchUp {
         }
     }
 
+    /// Whether the pass has come across a message, and will not again.
+    pub fn has_left(&self, skipped: ParkedKey) -> bool {
+        self.is_past(skipped) && self.peeked.as_ref().is_none_or(|peeked| skipped.lsn < peeked.lsn)
+    }
+
     /// Puts a message back: it is the next again.
     pub fn put_back(&mut self, skipped: Skipped) {
         self.peeked = Some(skipped);

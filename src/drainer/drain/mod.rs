@@ -10,6 +10,7 @@ mod gaps;
 mod late;
 mod news;
 mod pass;
+mod scope;
 mod skip;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -93,6 +94,9 @@ pub struct Drain {
     pub(super) view_changed: bool,
     /// The last error of each route since the view was published: a block may be gone before that.
     pub(super) said: HashMap<Route, Arc<str>>,
+    /// What was written to the log about a block, until something of its scope is delivered: it may have been lifted
+    /// meanwhile, because nothing waited for it yet.
+    logged: HashMap<BlockKey, String>,
     lines: KindsOfLines,
     /// When it was last looked for partitions that are late.
     looked: Option<Instant>,
@@ -159,6 +163,7 @@ impl Drain {
             transport_attempts: 0,
             view_changed: false,
             said: HashMap::new(),
+            logged: HashMap::new(),
             lines: KindsOfLines::default(),
             looked: None,
             stuck: 0,

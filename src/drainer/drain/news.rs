@@ -41,6 +41,7 @@ impl Drain {
             self.restart_pass(key);
             self.blocks.set_state(key, BlockState::CatchingUp);
         }
+        self.logged.remove(&BlockKey::Lane(entry.route, lane_or_own(&entry.message, lsn)));
         self.passed(entry.route, entry.state().partition);
         self.dispatcher.tell(Event::Delivered {
             id: entry.message.id,
@@ -52,6 +53,12 @@ impl Drain {
 
     /// Something of this route and partition was delivered: neither they nor the transport are broken.
     fn passed(&mut self, route: u64, partition: Option<i32>) {
+        if !self.logged.is_empty() {
+            let partition = partition.map(|partition| BlockKey::Partition(route, partition));
+            for key in [Some(BlockKey::Transport), Some(BlockKey::Route(route)), partition].into_iter().flatten() {
+                self.logged.remove(&key);
+            }
+        }
         if self.blocks.is_empty() {
             return;
         }
@@ -109,8 +116,8 @@ impl Drain {
                 return;
             }
         }
-        // What the cursor has not reached yet it will meet by itself; what the log could not take is not there.
-        if lsn < self.cursor && !entry.state().given_up {
+        // What the cursor has not reached yet it will meet by itself; what the log could not take (0: at once) is not there.
+        if lsn > 0 && lsn < self.cursor && !entry.state().given_up {
             self.returned.insert(lsn, Back { message: Arc::clone(message) });
         }
     }
@@ -261,7 +268,10 @@ impl Drain {
             BlockKey::Route(_) | BlockKey::Partition(..) => {}
         }
         // A reason is said once; that it is tried again and again, stats and status say.
-        let is_news = known_reason.is_none_or(|known| known != reason);
+        let is_news = known_reason.as_ref().or(self.logged.get(&key)).is_none_or(|known| *known != reason);
+        if self.logged.len() < LAST_ERRORS || self.logged.contains_key(&key) {
+            self.logged.insert(key, reason.clone());
+        }
         let is_said = key == BlockKey::Transport && self.down.as_ref().is_some_and(|down| down.reason == reason);
         if is_news
             && !is_said

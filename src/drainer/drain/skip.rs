@@ -32,11 +32,6 @@ fn is_tried_alone(key: BlockKey, block: &Block) -> bool {
     block.alone || block.class == Class::Hold && key != BlockKey::Transport
 }
 
-/// Whether it is for the transport to say, anew each time, which partition a message goes to.
-fn goes_anywhere(message: &Outgoing) -> bool {
-    message.lane.is_none() && message.message.partition.is_none()
-}
-
 /// Why what a block skipped is not to be had now.
 enum NotNow {
     /// It cannot be read. That block waits, and nothing else: what others skipped may well be read.
@@ -118,12 +113,6 @@ impl Drain {
         }
     }
 
-    /// Whether a message that may go to any partition would go to another one than is probed.
-    fn goes_elsewhere(&self, key: BlockKey, message: &Outgoing) -> bool {
-        let BlockKey::Partition(_, partition) = key else { return false };
-        goes_anywhere(message) && self.dispatcher.transport().partition(message).is_some_and(|now| now != partition)
-    }
-
     /// Hands a message over that was passed over, if there is room.
     fn goes(&mut self, skipped: Skipped, now: Instant) -> bool {
         let Skipped { lsn, message, row } = skipped;
@@ -197,24 +186,6 @@ impl Drain {
         (self.rows > 0).then(key)
     }
 
-    /// The block a message falls under.
-    pub(super) fn block_of(&self, message: &Outgoing, lsn: Lsn) -> Option<BlockKey> {
-        if self.blocks.is_empty() {
-            return None;
-        }
-        let route = route_hash(&message.route);
-        let partition = message.message.partition.or_else(|| self.dispatcher.transport().partition(message));
-        self.blocks.find(route, partition, Some(lane_or_own(message, lsn)))
-    }
-
-    /// The block other than `key` that a skipped message waits for.
-    fn elsewhere(&self, key: BlockKey, skipped: &Skipped) -> Option<BlockKey> {
-        let route = route_hash(&skipped.message.route);
-        let message = &skipped.message;
-        let partition = message.message.partition.or_else(|| self.dispatcher.transport().partition(message));
-        self.blocks.elsewhere(key, route, partition, lane_or_own(message, skipped.lsn), goes_anywhere(message))
-    }
-
     /// A skipped message waits for something narrower, or wider, from now on.
     fn transfer(&mut self, key: BlockKey, other: BlockKey, skipped: &Skipped) {
         self.blocks.resumed(key);
@@ -224,7 +195,7 @@ impl Drain {
         self.note_skipped(other, self.key_of_row(&skipped.message, skipped.lsn));
     }
 
-    fn key_of_row(&self, message: &Outgoing, lsn: Lsn) -> ParkedKey {
+    pub(super) fn key_of_row(&self, message: &Outgoing, lsn: Lsn) -> ParkedKey {
         let route = route_hash(&message.route);
         ParkedKey { route, lane: lane_or_own(message, lsn).hash(), lsn }
     }
@@ -296,24 +267,6 @@ impl Drain {
         Err(NotNow::More)
     }
 
-    /// A message that was passed over because of one partition belongs to another one now, whose pass may be past it.
-    fn leave_to_another(&mut self, key: BlockKey, skipped: &Skipped) {
-        let (BlockKey::Partition(route, _), message) = (key, &skipped.message) else { return };
-        let Some(now) = message.message.partition.or_else(|| self.dispatcher.transport().partition(message)) else {
-            return;
-        };
-        let other = BlockKey::Partition(route, now);
-        let row = self.key_of_row(message, skipped.lsn);
-        let is_past = other != key && self.catch_ups.get(&other).is_some_and(|pass| pass.is_past(row));
-        let is_done = self.dispatcher.outbox().is_settled(skipped.lsn)
-            || self.dispatcher.is_owned(skipped.lsn)
-            || self.returned.contains_key(&skipped.lsn);
-        if is_past && !is_done && route == route_hash(&message.route) {
-            self.unindexed.add(other);
-            self.restart_pass(other);
-        }
-    }
-
     fn set_searching(&mut self, key: BlockKey, searching: bool) {
         if let Some(pass) = self.catch_ups.get_mut(&key) {
             pass.searching = searching;
@@ -325,35 +278,6 @@ impl Drain {
         let own = self.blocks.get(key).and_then(|block| block.first_skipped);
         let wide = key.route().into_iter().flat_map(|route| self.blocks.wide(route));
         wide.filter_map(|(_, block)| block.first_skipped).chain(own).min().unwrap_or(self.cursor)
-    }
-
-    /// Whether a message that was read back is one that `key` holds up.
-    pub(super) fn concerns(&self, key: BlockKey, skipped: &Skipped) -> bool {
-        let message = &skipped.message;
-        let route = route_hash(&message.route);
-        let in_scope = match key {
-            BlockKey::Transport => false,
-            BlockKey::Route(blocked) => blocked == route,
-            BlockKey::Partition(blocked, partition) => {
-                let current = || self.dispatcher.transport().partition(message);
-                // The partitioner may have chosen anew since: what was passed over because of this partition then
-                // belongs to another one, which may not know it, or is not blocked at all.
-                let belongs = |now: i32| {
-                    let block = self.blocks.get(BlockKey::Partition(route, now));
-                    now == partition
-                        || block.is_none_or(|block| block.first_skipped.is_none_or(|first| first > skipped.lsn))
-                };
-                // What may go anywhere belongs to whichever comes across it: asked again, it may go elsewhere.
-                blocked == route
-                    && (goes_anywhere(message) || message.message.partition.or_else(current).is_none_or(belongs))
-            }
-            BlockKey::Lane(blocked, lane) => blocked == route && lane == lane_or_own(message, skipped.lsn),
-        };
-        in_scope
-            && message.route.transport == *self.dispatcher.name()
-            && !self.dispatcher.outbox().is_settled(skipped.lsn)
-            && !self.dispatcher.is_owned(skipped.lsn)
-            && !self.returned.contains_key(&skipped.lsn)
     }
 
     /// Rows where the ledger has them all, and where they cost less than reading what lies between.
