@@ -42,9 +42,7 @@ fn main() -> ExitCode {
     match done {
         Ok(exit) => exit.into(),
         Err(problem) => {
-            if !problem.text.is_empty() {
-                eprintln!("outlast: {}", problem.text);
-            }
+            output::say(&problem.text);
             problem.exit.into()
         }
     }
@@ -62,5 +60,7 @@ fn log_to_stderr() {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        // What cannot be written would be told of by a panic, on whatever thread had something to say.
+        .log_internal_errors(false)
         .init();
 }
