@@ -49,8 +49,8 @@ fn main() -> ExitCode {
 }
 
 /// What is logged unless `RUST_LOG` says otherwise: warnings, without what the clients of the brokers say about the same
-/// events, which the drainer tells once.
-const LOG: &str = "warn,outlast::transport=error,outlast::librdkafka=off";
+/// events, which the drainer tells once. What a server's settings put at risk nobody else tells.
+const LOG: &str = "warn,outlast::transport=error,outlast::transport::redis::connect=warn,outlast::librdkafka=off";
 
 /// Standard output is for results.
 fn log_to_stderr() {
