@@ -101,6 +101,39 @@ fn a_wait_at_the_end_is_told() {
     says(&outlast(dir.path(), &produce, b"x\n"), 3, &["waiting up to 3s for 1 message (--drain-timeout)"]);
 }
 
+/// Numbers that no dead letter has were passed over without a word, if another had one.
+#[test]
+fn a_dead_letter_that_is_not_there_among_others_is_named() {
+    let (dir, stream) = (tempfile::tempdir().unwrap(), unique("among"));
+    common::redis::command(&redis_address(), &["SET", &stream, "not a stream"]);
+    let url = format!("redis://{}?stream={stream}", redis_address());
+    says(&outlast(dir.path(), &["produce", "--to", &url], b"x\ny\n"), 3, &["2 dead letters"]);
+    let listed = outlast(dir.path(), &["dead", "list"], b"");
+    let numbers: Vec<&str> = listed.stdout.lines().filter_map(|line| line.split(' ').next()).collect();
+    let there = ["pending again: 1 message", "there is no dead letter 99"];
+    says(&outlast(dir.path(), &["dead", "requeue", numbers[0], "99"], b""), 1, &there);
+    let there = ["purged: 1 dead letter", "there are no dead letters 98, 99"];
+    says(&outlast(dir.path(), &["dead", "purge", "98", numbers[1], "99"], b""), 1, &there);
+    assert_eq!(outlast(dir.path(), &["dead", "list"], b"").stdout, "");
+}
+
+/// The program's own filter kept back what the README promises.
+#[test]
+fn what_the_servers_settings_put_at_risk_is_told() {
+    let (dir, server) = (tempfile::tempdir().unwrap(), common::RedisServer::up());
+    common::redis::command(server.address(), &["CONFIG", "SET", "appendonly", "no"]);
+    let url = format!("redis://{}?stream=orders", server.address());
+    let mut child = common::Child::spawn(
+        &["produce", "--to", &url, "--outbox", dir.path().join("outbox").to_str().unwrap()],
+        dir.path(),
+    );
+    common::wait_until("the warning", std::time::Duration::from_secs(20), || {
+        child.printed().contains("keeps no append-only file")
+    });
+    child.end_input();
+    child.wait(std::time::Duration::from_secs(60));
+}
+
 #[test]
 fn a_dead_letter_that_is_not_there_is_named_and_all_of_none_is_done() {
     let (dir, stream) = (tempfile::tempdir().unwrap(), unique("dead"));

@@ -115,6 +115,32 @@ fn a_line_over_the_limit_stops_the_run_with_its_number_and_nothing_behind_it_is_
     assert_eq!(payloads(&topic), [b"k 1", b"k 2", b"k 4"]);
 }
 
+/// What is too long only together with its key was no bad line, but one that the producer refused: lines behind it were
+/// sent, and logged, and whoever went on behind the last of those left it out.
+#[test]
+fn a_line_too_long_together_with_its_key_is_a_bad_line_and_nothing_behind_it_is_logged() {
+    let mut input = b"k a\nk ".to_vec();
+    input.extend(std::iter::repeat_n(b'x', (1 << 20) - 2));
+    input.push(b'\n');
+    input.extend(b"k z\n".repeat(50));
+    for (bad, logged) in [("stop", vec![1]), ("skip", [1].into_iter().chain(3..=52).collect::<Vec<u64>>())] {
+        let dir = tempfile::tempdir().unwrap();
+        let (topic, url) = topic("with-key");
+        let acks = Acks(dir.path().join("acks"));
+        let more = ["--key", "field:1", "--on-bad-line", bad, "--ack-log", acks.0.to_str().unwrap()];
+        let output = produce(&url, dir.path(), &more, &input);
+        assert_eq!(output.code, Some(1), "{output:?}");
+        assert!(output.stderr.contains("line 2: longer, with its key, than a message may be"), "{}", output.stderr);
+        assert_eq!(output.stderr.contains("--from-line 2"), bad == "stop", "{}", output.stderr);
+        assert_eq!(acks.read().into_iter().map(|(line, _)| line).collect::<Vec<_>>(), logged, "{bad}");
+        assert_eq!(payloads(&topic).len(), logged.len(), "{bad}");
+        if bad == "stop" {
+            let again = produce(&url, dir.path(), &[&more[..], &["--from-line", "2"]].concat(), &input);
+            assert!(!again.stderr.contains("has line"), "{}", again.stderr);
+        }
+    }
+}
+
 #[test]
 fn a_line_that_is_no_json_or_lacks_its_key_stops_the_run_or_is_counted() {
     let input = b"{\"id\":1,\"n\":1}\n{\"id\":1,\"n\":2}\nnot json\n{\"n\":4}\n{\"id\":1,\"n\":5}\n";

@@ -54,13 +54,15 @@ impl Producer {
     /// Waits until nothing is pending, in flight or waiting for space. A dead letter is not pending.
     ///
     /// # Errors
-    /// Something still is after `timeout`. It is delivered later all the same.
+    /// Something still is after `timeout`, or when the producer has been closed. It is delivered later all the same.
     ///
     /// # Cancel safety
     /// Dropping the future changes nothing.
     pub async fn drained(&self, timeout: Duration) -> Result<(), NotDrained> {
         let core = Arc::clone(&self.core);
-        off_thread(move || core.wait_drained(timeout)).await.unwrap_or(Err(NotDrained { pending: u64::MAX, why: None }))
+        off_thread(move |unheard| core.wait_drained(timeout, unheard))
+            .await
+            .unwrap_or(Err(NotDrained { pending: u64::MAX, why: None }))
     }
 
     /// As [`drained`](Self::drained), and blocks meanwhile.
@@ -68,7 +70,7 @@ impl Producer {
     /// # Errors
     /// As `drained`.
     pub fn blocking_drained(&self, timeout: Duration) -> Result<(), NotDrained> {
-        self.core.wait_drained(timeout)
+        self.core.wait_drained(timeout, &|| false)
     }
 
     /// Takes no more messages, waits up to `grace` for what is in flight, stores the rest, brings everything to the
@@ -82,7 +84,7 @@ impl Producer {
     pub async fn close(&self, grace: Duration) -> Result<Closed, CloseError> {
         let core = Arc::clone(&self.core);
         let gone = || Err(CloseError("closing was cut short".into()));
-        off_thread(move || core.close(grace)).await.unwrap_or_else(gone)
+        off_thread(move |_| core.close(grace)).await.unwrap_or_else(gone)
     }
 
     /// As [`close`](Self::close), and blocks meanwhile.
@@ -94,26 +96,38 @@ impl Producer {
     }
 }
 
-async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+/// Does something that blocks on a thread of its own. It is given a way to see that nobody waits for its result any more.
+async fn off_thread<T: Send + 'static>(work: impl FnOnce(&dyn Fn() -> bool) -> T + Send + 'static) -> Option<T> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
-    let spawned = std::thread::Builder::new().name("outlast-wait".into()).spawn(move || drop(sender.send(work())));
+    let spawned = std::thread::Builder::new().name("outlast-wait".into()).spawn(move || {
+        let result = work(&|| sender.is_closed());
+        // Dropped, if nobody waits for it.
+        let _ = sender.send(result);
+    });
     spawned.ok()?;
     receiver.await.ok()
 }
 
 impl Core {
-    fn wait_drained(&self, timeout: Duration) -> Result<(), NotDrained> {
+    /// Ends early, with what it has found, when nobody waits for it any more, or when the producer has ended and delivers
+    /// nothing more.
+    fn wait_drained(&self, timeout: Duration, unheard: &dyn Fn() -> bool) -> Result<(), NotDrained> {
         let until = clock::after(Instant::now(), timeout);
         loop {
             let pending = self.unsettled();
             if pending == 0 {
                 return Ok(());
             }
-            if Instant::now() >= until {
+            if Instant::now() >= until || unheard() || self.has_ended() {
                 return Err(NotDrained { pending, why: self.what_holds() });
             }
             std::thread::sleep(LOOK.min(until.saturating_duration_since(Instant::now())));
         }
+    }
+
+    fn has_ended(&self) -> bool {
+        // Locked while it is being closed: then it has not.
+        self.ended.try_lock().is_ok_and(|ended| ended.is_some())
     }
 
     /// Messages that are pending, in flight or waiting. Asked in the order in which a message goes its way, so that none is

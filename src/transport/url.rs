@@ -203,6 +203,9 @@ fn parse_host(scheme: Scheme, text: &str) -> Result<(String, u16), UrlError> {
             let (host, rest) = rest
                 .split_once(']')
                 .ok_or_else(|| UrlError::new("host", format!("`{text}` lacks the closing `]`; {form}")))?;
+            if !rest.is_empty() && !rest.starts_with(':') {
+                return Err(UrlError::new("port", format!("`{rest}` has no `:` before it; {form}")));
+            }
             (host, rest.strip_prefix(':'))
         }
         None => text.split_once(':').map_or((text, None), |(host, port)| (host, Some(port))),
@@ -298,6 +301,9 @@ mod tests {
         assert_eq!(part("kafka://h:0/t"), "port");
         assert_eq!(part("kafka://h:70000/t"), "port");
         assert_eq!(part("kafka://h:x/t"), "port");
+        // It was read over, and the default port taken.
+        assert_eq!(part("redis://[::1]7000?stream=s"), "port");
+        assert_eq!(part("kafka://[::1]x/t"), "port");
         assert_eq!(part("kafka://h/a/b"), "topic");
         assert_eq!(part("kafka://h/t?acks"), "option");
         assert_eq!(part("redis://h/stream"), "database");

@@ -90,14 +90,13 @@ impl Worker {
         std::thread::Builder::new().name(self.name.into()).spawn(move || {
             if catch_unwind(AssertUnwindSafe(&mut self.work)).is_err() {
                 let reason = format!("the thread {} panicked; open the outbox again", self.name);
-                tracing::error!(reason, "the log has stopped");
-                self.shared.view().panicked = Some(Trouble { reason, no_space: false });
+                self.shared.view().panicked = Some(Trouble { reason: reason.clone(), no_space: false });
                 self.shared.abandon();
                 self.shared.changed();
                 // If it was the committer, it answers everybody in this turn.
-                if catch_unwind(AssertUnwindSafe(&mut self.work)).is_err() {
-                    tracing::error!("the log's thread panicked again");
-                }
+                let again = catch_unwind(AssertUnwindSafe(&mut self.work)).is_err();
+                // Last: whoever takes in what is logged is not ours, and may panic.
+                tracing::error!(reason, again, "the log has stopped");
             }
         })
     }

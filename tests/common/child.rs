@@ -49,6 +49,29 @@ pub fn run_with<S: AsRef<OsStr>>(args: &[S], input: &[u8], environment: &[(&str,
     })
 }
 
+/// The exit code of a run whose standard output nobody reads any more, and what it said on standard error.
+pub fn run_unread<S: AsRef<OsStr>>(args: &[S], input: &[u8]) -> (Option<i32>, String) {
+    let mut command = program();
+    let mut child = command
+        .args(args)
+        .stdin(Stdio::piped())
+        .stdout(broken_pipe())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    // Little enough for the pipe.
+    child.stdin.take().expect("a pipe").write_all(input).expect("a pipe takes some lines");
+    let output = child.wait_with_output().expect("the program ends");
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+/// A pipe whose reader has gone.
+fn broken_pipe() -> Stdio {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    writer.into()
+}
+
 /// A run of the program in the background; it is killed when this is dropped.
 pub struct Child {
     process: std::process::Child,
@@ -63,13 +86,21 @@ impl Child {
         let number = (0..).find(|n| !dir.join(format!("run-{n}.log")).exists()).unwrap_or(0);
         let log = dir.join(format!("run-{number}.log"));
         let file = File::create(&log).expect("a file for the program's output");
-        let mut process = program()
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(file.try_clone().expect("a second handle"))
-            .stderr(file)
-            .spawn()
-            .expect("the program starts");
+        let stdout = file.try_clone().expect("a second handle").into();
+        Self::start(args, stdout, file.into(), log)
+    }
+
+    /// Starts the program with a standard error that nobody reads any more; its standard output goes to a file in `dir`.
+    pub fn spawn_unheard<S: AsRef<OsStr>>(args: &[S], dir: &Path) -> Self {
+        let log = dir.join("unheard.log");
+        let file = File::create(&log).expect("a file for the program's output");
+        Self::start(args, file.into(), broken_pipe(), log)
+    }
+
+    fn start<S: AsRef<OsStr>>(args: &[S], stdout: Stdio, stderr: Stdio, log: PathBuf) -> Self {
+        let mut command = program();
+        let started = command.args(args).stdin(Stdio::piped()).stdout(stdout).stderr(stderr).spawn();
+        let mut process = started.expect("the program starts");
         Self { stdin: process.stdin.take(), process, log }
     }
 

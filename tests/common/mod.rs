@@ -22,7 +22,7 @@ pub mod redis;
 mod servers;
 
 #[cfg(feature = "cli")]
-pub use child::{Acks, Child, Output, run, run_with};
+pub use child::{Acks, Child, Output, run, run_unread, run_with};
 #[cfg(target_os = "linux")]
 pub use disk::Disk;
 pub use lines::{first_field, input_lines, log_lines};

@@ -146,8 +146,8 @@ pub struct Produce {
     /// Lines read past the last one acknowledged, at most
     #[arg(long, value_name = "N", default_value = "10000", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub window: u32,
-    /// A file that gets LINE<TAB>delivered or LINE<TAB>stored for each accepted line, in the order of the input;
-    /// appended to if it is there
+    /// A file that gets LINE<TAB>delivered or LINE<TAB>stored for each accepted line, in the order of the input, up to
+    /// the first that is not accepted (to go on behind its last line leaves none out); appended to if it is there
     #[arg(long, value_name = "FILE")]
     pub ack_log: Option<PathBuf>,
     /// At the end of the input: wait this long, such as 90s or 5m, for pending messages

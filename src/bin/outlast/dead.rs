@@ -1,10 +1,12 @@
 //! `outlast dead`: messages the broker will never take, and what an operator decides about them.
 
+use std::collections::HashSet;
+
 use outlast::Route;
 use outlast::admin::{self, DeadMessage, Selection};
 use serde_json::{Value, json};
 
-use crate::args::{Dead, DeadCommand, DeadList, DeadShow, Which};
+use crate::args::{Dead, DeadChange, DeadCommand, DeadList, DeadShow, Which};
 use crate::exit::{Exit, Problem};
 use crate::output::{self, count, counted};
 use crate::peek::{bytes_as_json, content, headers_as_json};
@@ -15,16 +17,18 @@ pub fn run(args: &Dead) -> Result<Exit, Problem> {
         DeadCommand::List(args) => list(args),
         DeadCommand::Show(args) => show(args),
         DeadCommand::Requeue(args) => {
+            let missing = missing(args)?;
             let changed = admin::requeue(&args.outbox, selection(&args.which)?).map_err(Problem::failed)?;
             found(changed, &args.which)?;
             output::line(&format!("pending again: {}", counted(changed, "message")))?;
-            Ok(Exit::Done)
+            all_found(&missing)
         }
         DeadCommand::Purge(args) => {
+            let missing = missing(args)?;
             let changed = admin::purge(&args.outbox, selection(&args.which)?).map_err(Problem::failed)?;
             found(changed, &args.which)?;
             output::line(&format!("purged: {}", counted(changed, "dead letter")))?;
-            Ok(Exit::Done)
+            all_found(&missing)
         }
     }
 }
@@ -37,12 +41,39 @@ fn found(changed: u64, which: &Which) -> Result<(), Problem> {
     }
 }
 
+/// Of the numbers that were named, those that are no dead letter's.
+fn missing(args: &DeadChange) -> Result<Vec<u64>, Problem> {
+    let named = &args.which.numbers;
+    if named.is_empty() {
+        return Ok(Vec::new());
+    }
+    let there: HashSet<u64> =
+        admin::dead_letters(&args.outbox).map_err(Problem::failed)?.iter().map(|dead| dead.number).collect();
+    Ok(named.iter().copied().filter(|number| !there.contains(number)).collect())
+}
+
+/// What was done to the others stays done.
+fn all_found(missing: &[u64]) -> Result<Exit, Problem> {
+    if missing.is_empty() {
+        return Ok(Exit::Done);
+    }
+    let numbers: Vec<String> = missing.iter().map(u64::to_string).collect();
+    let are = if missing.len() == 1 { "is no dead letter" } else { "are no dead letters" };
+    Err(Problem::failed(format!("there {are} {}; what there is: outlast dead list", numbers.join(", "))))
+}
+
 fn list(args: &DeadList) -> Result<Exit, Problem> {
     for dead in admin::dead_letters(&args.outbox).map_err(Problem::failed)? {
         if args.json {
             output::json(&as_json(&dead))?;
         } else {
-            output::line(&format!("{} {} {}: {}", dead.number, dead.id, dead.route, dead.reason))?;
+            output::line(&format!(
+                "{} {} {}: {}",
+                dead.number,
+                dead.id,
+                escaped(&dead.route.to_string()),
+                escaped(&dead.reason)
+            ))?;
         }
     }
     Ok(Exit::Done)
@@ -86,17 +117,22 @@ fn in_words(dead: &DeadMessage) -> Vec<String> {
     let mut lines = vec![
         format!("number {}", dead.number),
         format!("  id        {}", dead.id),
-        format!("  to        {}", dead.route),
-        format!("  reason    {}", dead.reason),
+        format!("  to        {}", escaped(&dead.route.to_string())),
+        format!("  reason    {}", escaped(&dead.reason)),
         format!("  attempts  {}", count(dead.attempts.into())),
         format!("  failed    {} to {}", rfc3339(dead.first_failure), rfc3339(dead.last_failure)),
         format!("  message  {}", content(&dead.key, &dead.payload)),
     ];
     for header in &dead.headers {
         let value = header.value.as_ref().map_or("(null)".to_owned(), |value| output::excerpt(value, 160));
-        lines.push(format!("  header    {}: {value}", header.name));
+        lines.push(format!("  header    {}: {value}", escaped(&header.name)));
     }
     lines
+}
+
+/// Nothing that an application or a broker chose drives the terminal.
+fn escaped(text: &str) -> String {
+    output::excerpt(text.as_bytes(), usize::MAX)
 }
 
 fn rfc3339(time: std::time::SystemTime) -> String {

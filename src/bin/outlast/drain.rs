@@ -10,7 +10,7 @@ use outlast::Producer;
 use crate::args::Drain;
 use crate::exit::{Exit, Problem};
 use crate::open::{self, Destination, GRACE_AFTER_WAIT};
-use crate::output::counted;
+use crate::output::{self, counted};
 use crate::signals::Stop;
 
 /// "Until it is done": a hundred years.
@@ -39,15 +39,14 @@ pub fn run(args: &Drain) -> Result<Exit, Problem> {
     let closed = closed.map_err(Problem::failed)?;
     let stats = producer.stats();
     let dead = stats.dead.saturating_sub(dead_before);
-    eprintln!("outlast: {} delivered", counted(stats.retries_succeeded, "message"));
+    output::say(format_args!("{} delivered", counted(stats.retries_succeeded, "message")));
     if dead > 0 {
-        eprintln!("outlast: {} more; see: outlast dead list --outbox {outbox}", counted(dead, "dead letter"));
+        let letters = counted(dead, "dead letter");
+        output::say(format_args!("{letters} more; see: outlast dead list --outbox {outbox}"));
     }
     if closed.pending > 0 {
-        eprintln!(
-            "outlast: still pending: {}; why: outlast status --outbox {outbox}",
-            counted(closed.pending, "message")
-        );
+        let messages = counted(closed.pending, "message");
+        output::say(format_args!("still pending: {messages}; why: outlast status --outbox {outbox}"));
     }
     Ok(if closed.pending > 0 || dead > 0 { Exit::Pending } else { Exit::Done })
 }

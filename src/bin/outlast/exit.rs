@@ -27,7 +27,7 @@ impl From<Exit> for ExitCode {
 pub struct Problem {
     /// The exit code.
     pub exit: Exit,
-    /// For standard error; empty if there is nobody left to read it.
+    /// For standard error.
     pub text: String,
 }
 

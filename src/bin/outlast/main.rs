@@ -42,17 +42,15 @@ fn main() -> ExitCode {
     match done {
         Ok(exit) => exit.into(),
         Err(problem) => {
-            if !problem.text.is_empty() {
-                eprintln!("outlast: {}", problem.text);
-            }
+            output::say(&problem.text);
             problem.exit.into()
         }
     }
 }
 
 /// What is logged unless `RUST_LOG` says otherwise: warnings, without what the clients of the brokers say about the same
-/// events, which the drainer tells once.
-const LOG: &str = "warn,outlast::transport=error,outlast::librdkafka=off";
+/// events, which the drainer tells once. What a server's settings put at risk nobody else tells.
+const LOG: &str = "warn,outlast::transport=error,outlast::transport::redis::connect=warn,outlast::librdkafka=off";
 
 /// Standard output is for results.
 fn log_to_stderr() {
@@ -62,5 +60,7 @@ fn log_to_stderr() {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
+        // What cannot be written would be told of by a panic, on whatever thread had something to say.
+        .log_internal_errors(false)
         .init();
 }

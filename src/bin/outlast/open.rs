@@ -69,10 +69,10 @@ pub fn open(config: Config) -> Result<Producer, Problem> {
         _ => Problem::failed(e),
     })?;
     if let Some(text) = pending(&producer) {
-        eprintln!("outlast: {text}");
+        output::say(text);
     }
     for (waiting, reason) in not_configured(&producer.stats()) {
-        eprintln!("outlast: {waiting}: {reason}, so they stay where they are");
+        output::say(format_args!("{waiting}: {reason}, so they stay where they are"));
     }
     Ok(producer)
 }

@@ -1,17 +1,26 @@
-//! Text for standard output: results, in words or JSON, and bytes made readable.
+//! Text for standard output: results, in words or JSON, and bytes made readable. Words on standard error.
+//!
+//! Whoever does not read what is said changes nothing of what is done, nor of the exit code.
 
+use std::fmt::Display;
 use std::io::{ErrorKind, Write};
 use std::time::{Duration, SystemTime};
 
-use crate::exit::{Exit, Problem};
+use crate::exit::Problem;
 
-/// Prints a line on standard output. A reader that went away (`| head`) ends the command without a word.
+/// Says something on standard error. Not with `eprintln!`, which panics where nobody reads: a terminal that was closed,
+/// a pipe whose reader ended.
+pub fn say(text: impl Display) {
+    let _ = writeln!(std::io::stderr().lock(), "outlast: {text}");
+}
+
+/// Prints a line on standard output. A reader that went away (`| head`) misses it, and that is all.
 pub fn line(text: &str) -> Result<(), Problem> {
     let mut stdout = std::io::stdout().lock();
-    writeln!(stdout, "{text}").and_then(|()| stdout.flush()).map_err(|e| match e.kind() {
-        ErrorKind::BrokenPipe => Problem { exit: Exit::Done, text: String::new() },
-        _ => Problem::failed(format!("standard output: {e}")),
-    })
+    match writeln!(stdout, "{text}").and_then(|()| stdout.flush()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(Problem::failed(format!("standard output: {e}"))),
+        _ => Ok(()),
+    }
 }
 
 /// Prints a value as a line of JSON.

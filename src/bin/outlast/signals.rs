@@ -8,6 +8,7 @@ use signal_hook::iterator::Signals;
 use tokio::sync::mpsc;
 
 use crate::exit::Problem;
+use crate::output;
 
 /// Tells of the first signal.
 pub struct Stop(mpsc::Receiver<()>);
@@ -20,9 +21,9 @@ impl Stop {
         let listener = thread::Builder::new().name("signals".into()).spawn(move || {
             for (count, signal) in signals.forever().enumerate() {
                 if count == 0 {
-                    eprintln!("outlast: stopping; once more to end at once");
                     // Full only if it was told already.
                     let _ = sender.try_send(());
+                    output::say("stopping; once more to end at once");
                 } else {
                     // Whatever was acknowledged is on disk or with the broker: there is nothing to save.
                     let _ = signal_hook::low_level::emulate_default_handler(signal);

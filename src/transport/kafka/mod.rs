@@ -57,6 +57,7 @@ use self::signal::{Bell, Latch};
 use self::solo::Solo;
 use self::topics::Topics;
 use super::{Class, Failure, Handover, Monitor, Refused, Scope, StartError, Transport};
+use crate::clock;
 use crate::message::{Body, Message, Outgoing};
 
 pub use self::config::KafkaConfig;
@@ -132,7 +133,7 @@ impl KafkaTransport {
         /// How often the queues that have no bell of their own are looked at.
         const LOOK: Duration = Duration::from_millis(20);
         let shared = &self.shared;
-        let deadline = Instant::now() + grace;
+        let deadline = clock::after(Instant::now(), grace);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let outside = shared.topics.waiting() > 0 || shared.solo.is_busy();

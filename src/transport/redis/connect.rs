@@ -89,12 +89,28 @@ pub(super) async fn connect(client: &Client, config: &RedisConfig) -> Result<Mul
             Err(Failure::new(Class::Transient, Scope::Transport, reason))
         })
         .map_err(|mut failure| {
+            failure.reason = without_password(&failure.reason, config);
             // A plaintext port waits for the end of the greeting, and that looks like any other silence.
             if config.tls && failure.class == Class::Transient {
                 failure.reason.push_str(" (does the port speak TLS?)");
             }
             failure
         })
+}
+
+/// A server that does not know `AUTH`, or means something else by it, repeats what it was given. Redis cuts that off
+/// somewhere, so that it may be a part of the password.
+fn without_password(reason: &str, config: &RedisConfig) -> String {
+    /// What Redis puts before the words it repeats, up to the end of what it says.
+    const REPEATED: &str = "with args beginning with:";
+    let Some(password) = config.password.as_ref().filter(|password| !password.reveal().is_empty()) else {
+        return reason.to_owned();
+    };
+    let mut text = reason.replace(password.reveal(), "***");
+    if let Some(at) = text.find(REPEATED) {
+        text.replace_range(at + REPEATED.len().., &format!(" *** [at {}]", config.address()));
+    }
+    text
 }
 
 async fn greet(connection: &mut MultiplexedConnection, config: &RedisConfig, address: &str) -> Result<(), Failure> {
@@ -190,5 +206,39 @@ fn setting(value: &Value) -> Option<String> {
             _ => None,
         },
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
+    use super::*;
+    use crate::transport::redis::Secret;
+
+    /// A server's answer to `AUTH` was told as it came, and some of them repeat the password.
+    #[tokio::test]
+    async fn a_password_that_the_server_repeats_is_not_told() {
+        let password = "hunter2".repeat(30);
+        for answer in [
+            format!("-ERR unknown command 'AUTH', with args beginning with: '{}' \r\n", &password[..128]),
+            format!("-ERR {password} is not what I expected\r\n"),
+        ] {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let port = listener.local_addr().unwrap().port();
+            // Ends when the client has gone, which is at the end of the test.
+            std::thread::spawn(move || {
+                let (mut stream, _) = listener.accept().unwrap();
+                assert!(stream.read(&mut [0; 4096]).unwrap() > 0);
+                stream.write_all(answer.as_bytes()).unwrap();
+                stream.read(&mut [0; 4096]).unwrap_or(0)
+            });
+            let password = Some(Secret::new(&*password));
+            let config = RedisConfig { host: "127.0.0.1".into(), port, password, ..RedisConfig::default() };
+            let failure = connect(&client(&config).unwrap(), &config).await.expect_err("it is refused");
+            assert!(failure.reason.contains("ERR") && failure.reason.contains("***"), "{}", failure.reason);
+            assert!(!failure.reason.contains("hunter2"), "{}", failure.reason);
+        }
     }
 }

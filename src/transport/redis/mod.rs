@@ -28,6 +28,7 @@ use tokio::sync::Notify;
 pub use config::{FieldNames, RedisConfig, Secret, Trim};
 
 use super::{Class, Failure, Handover, Monitor, Refused, Scope, StartError, Transport};
+use crate::clock;
 use crate::message::Message;
 use writer::Writer;
 
@@ -43,33 +44,34 @@ const MAX_OWNED_BYTES: usize = 128 << 20;
 /// out. Timestamp and partition are not written: the entry's id has the server's time.
 pub struct RedisTransport {
     config: Arc<RedisConfig>,
+    client: redis::Client,
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl RedisTransport {
-    /// A transport that is not started yet.
+    /// A transport that is not started yet. Reads the certificates, connects to nothing.
     ///
     /// # Errors
     /// The configuration cannot work, whatever the server does.
     pub fn new(config: RedisConfig) -> Result<Self, StartError> {
         config.validate()?;
+        let client = connect::client(&config)?;
         let closed =
             Intake { gate: Gate::Closed, queue: Vec::new(), wake_at: 1, messages: 0, bytes: 0, deadline: None };
         let shared = Shared { intake: Mutex::new(closed), wake: Notify::new() };
-        Ok(Self { config: Arc::new(config), shared: Arc::new(shared), thread: Mutex::new(None) })
+        Ok(Self { config: Arc::new(config), client, shared: Arc::new(shared), thread: Mutex::new(None) })
     }
 }
 
 impl Transport for RedisTransport {
     fn start(&self, monitor: Monitor) -> Result<(), StartError> {
-        let client = connect::client(&self.config)?;
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
             .enable_time()
             .build()
             .map_err(|error| StartError(format!("no runtime for the Redis transport: {error}")))?;
-        let writer = Writer::new(self.config.clone(), client, self.shared.clone(), monitor);
+        let writer = Writer::new(self.config.clone(), self.client.clone(), self.shared.clone(), monitor);
         let end = AtEnd(self.shared.clone());
         let thread = thread::Builder::new().name(format!("outlast-redis-{}", self.config.host)).spawn(move || {
             let _end = end;
@@ -115,7 +117,7 @@ impl Transport for RedisTransport {
     }
 
     fn close(&self, grace: Duration) {
-        self.shared.close_by(Instant::now() + grace);
+        self.shared.close_by(clock::after(Instant::now(), grace));
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(thread) = thread.filter(|thread| thread.thread().id() != thread::current().id()) {
             // If it panicked, in somebody's recipient, its tickets have reported when they were dropped.

@@ -2,6 +2,9 @@
 //!
 //! It is flushed a batch and never synced: a killed process loses no line that the file system took. Only whole
 //! lines are handed to it; what a kill cut off all the same was never said, and the next run takes it away.
+//!
+//! Every line of the input up to the last one in it was accepted, or was no message and skipped as such: a run that goes
+//! on behind that line leaves none out.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -14,23 +17,25 @@ const BUFFER: usize = 64 << 10;
 pub struct AckLog {
     /// The last line it had when it was opened, if it had any.
     pub last: Option<u64>,
+    /// None if there is no log, or it can no longer be written.
     file: Option<File>,
     buffer: Vec<u8>,
+    ended: bool,
 }
 
 impl AckLog {
     /// Opens the log, or a nameless one that keeps nothing.
     pub fn open(path: Option<&Path>) -> io::Result<Self> {
-        let Some(path) = path else { return Ok(Self { last: None, file: None, buffer: Vec::new() }) };
+        let Some(path) = path else { return Ok(Self { last: None, file: None, buffer: Vec::new(), ended: false }) };
         // Not in append mode, since a device or a pipe has no end to go to.
         let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
         let last = if file.metadata()?.is_file() { cut_half_line(&mut file)? } else { None };
-        Ok(Self { last, file: Some(file), buffer: Vec::with_capacity(BUFFER + 64) })
+        Ok(Self { last, file: Some(file), buffer: Vec::with_capacity(BUFFER + 64), ended: false })
     }
 
     /// Notes that a line was accepted.
     pub fn accepted(&mut self, line: u64, delivered: bool) -> io::Result<()> {
-        if self.file.is_none() {
+        if self.ended || self.file.is_none() {
             return Ok(());
         }
         writeln!(self.buffer, "{line}\t{}", if delivered { "delivered" } else { "stored" })?;
@@ -42,9 +47,19 @@ impl AckLog {
         if let (Some(file), false) = (&mut self.file, self.buffer.is_empty()) {
             let written = file.write_all(&self.buffer);
             self.buffer.clear();
+            if written.is_err() {
+                // What comes later would stand behind a gap.
+                self.file = None;
+            }
             return written;
         }
         Ok(())
+    }
+
+    /// A line was not accepted: what was noted before it is written with the next flush, and nothing that comes later,
+    /// for the log would say that this line, too, is done with.
+    pub fn end(&mut self) {
+        self.ended = true;
     }
 }
 
@@ -109,6 +124,20 @@ mod tests {
             log.flush().unwrap();
             assert_eq!(std::fs::read_to_string(&path).unwrap(), after, "before: {before:?}");
         }
+    }
+
+    /// Lines behind one that was not accepted were logged, and a run that went on behind the last of them left that one
+    /// out.
+    #[test]
+    fn nothing_is_logged_behind_a_line_that_was_not_accepted() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("acks");
+        let mut log = AckLog::open(Some(&path)).unwrap();
+        log.accepted(1, true).unwrap();
+        log.end();
+        log.accepted(3, true).unwrap();
+        log.flush().unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "1\tdelivered\n");
     }
 
     #[test]

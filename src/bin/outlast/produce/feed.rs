@@ -103,7 +103,7 @@ fn read_batch<R: Read>(lines: &mut Lines<R>, most: usize, limit: usize, composer
         match lines.next() {
             Ok(Some((number, Line::Whole(line)))) => {
                 bytes += line.len();
-                batch.lines.push((number, composer.compose(line)));
+                batch.lines.push((number, composer.compose(line).and_then(|message| within(limit, message))));
             }
             Ok(Some((number, Line::TooLong))) => {
                 batch.lines.push((number, Err(format!("longer than a message may be ({limit} bytes)"))));
@@ -119,6 +119,14 @@ fn read_batch<R: Read>(lines: &mut Lines<R>, most: usize, limit: usize, composer
         }
     }
     batch
+}
+
+/// A line that fits may be too long all the same: its key is sent along, and counts.
+fn within(limit: usize, message: Message) -> Result<Message, String> {
+    match message.size() {
+        size if size > limit => Err(format!("longer, with its key, than a message may be ({size} of {limit} bytes)")),
+        _ => Ok(message),
+    }
 }
 
 #[cfg(test)]

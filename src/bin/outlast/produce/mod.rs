@@ -52,18 +52,18 @@ pub fn run(args: &Produce) -> Result<Exit, Problem> {
     let log = AckLog::open(args.ack_log.as_deref()).map_err(|e| problem_with_log(args, &e))?;
     if args.ack_log.is_some() {
         if let Some(last) = log.last.filter(|last| *last >= args.from_line) {
-            eprintln!(
-                "outlast: the log has line {last} already; what is sent again arrives twice (to go on behind it: --from-line {})",
+            output::say(format_args!(
+                "the log has line {last} already; what is sent again arrives twice (to go on behind it: --from-line {})",
                 last.saturating_add(1)
-            );
+            ));
         }
-        eprintln!(
-            "outlast: if this is killed, at most {} duplicates: {} lines read past the last one logged (--window), {} messages \
+        output::say(format_args!(
+            "if this is killed, at most {} duplicates: {} lines read past the last one logged (--window), {} messages \
          in flight (they keep their id)",
             output::count(u64::from(args.window) + redelivery as u64),
             output::count(args.window.into()),
             output::count(redelivery as u64),
-        );
+        ));
     }
 
     let feed = Feed::start(input, args.from_line, limit, composer).map_err(Problem::failed)?;
@@ -79,7 +79,7 @@ pub fn run(args: &Produce) -> Result<Exit, Problem> {
         output::json(&summary)?;
     }
     for line in summary.in_words(args) {
-        eprintln!("outlast: {line}");
+        output::say(line);
     }
     Ok(summary.exit())
 }

@@ -19,7 +19,7 @@ use super::key::KeyFrom;
 use super::progress::Progress;
 use crate::args::{OnBadLine, Produce};
 use crate::open::{GRACE, GRACE_AFTER_WAIT};
-use crate::output::counted;
+use crate::output::{self, counted};
 use crate::signals::Stop;
 
 /// Bytes of lines on the way, beyond which nothing more is read. A window of long lines must not fill the memory.
@@ -222,7 +222,11 @@ impl<'a> Pump<'a> {
             Ok(_) => false,
             Err(error) => {
                 self.ended.refused += 1;
-                self.ended.first_refused.get_or_insert_with(|| (line, error.to_string()));
+                if self.ended.first_refused.is_none() {
+                    output::say(format_args!("line {line} was not accepted: {error}"));
+                    self.ended.first_refused = Some((line, error.to_string()));
+                    self.log.end();
+                }
                 return self.stop_reading(Stopped::Refused);
             }
         };
@@ -256,7 +260,7 @@ impl<'a> Pump<'a> {
             let timeout = humantime::format_duration(timeout);
             let messages = counted(waiting.pending, "message");
             // What they wait for was said when it happened.
-            eprintln!("outlast: the input is read; waiting up to {timeout} for {messages} (--drain-timeout)");
+            output::say(format_args!("the input is read; waiting up to {timeout} for {messages} (--drain-timeout)"));
         }
         self.drained(timeout - first).await;
     }
