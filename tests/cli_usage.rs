@@ -36,6 +36,8 @@ fn a_wrong_url_is_a_usage_error_that_names_the_part_and_touches_nothing() {
         // librdkafka's own words, which say no more.
         ("kafka://127.0.0.1:9092/orders?linger.ms=soon", "linger.ms", "Invalid value"),
         ("kafka://127.0.0.1:9092/orders?acks=0", "acks", "acks=all"),
+        ("kafka://127.0.0.1:9092/bad%20topic", "bad topic", "no legal topic name"),
+        ("rediss://127.0.0.1:6379?stream=orders&ca-file=/missing", "/missing", "No such file"),
         ("redis://127.0.0.1:6379", "stream", "redis://host:port?stream=NAME"),
         ("redis://127.0.0.1:6379?stream=", "stream", "redis://host:port?stream=NAME"),
         ("redis://127.0.0.1:99999?stream=orders", "port: `99999`", "redis://host:port"),
@@ -107,6 +109,19 @@ fn a_password_never_shows() {
         let bytes = std::fs::read(&entry).unwrap();
         let found = bytes.windows(CANARY.len()).any(|window| window == CANARY.as_bytes());
         assert!(!found, "the password lies in {}", entry.display());
+    }
+}
+
+/// One in the environment made wrong usage of URLs that are right without it.
+#[test]
+fn a_password_in_the_environment_is_for_who_wants_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let sasl = "?security.protocol=sasl_plaintext&sasl.mechanism=PLAIN&sasl.username=u";
+    for url in [NOBODY.into(), format!("{NOBODY}{sasl}&sasl.password=x"), format!("{NOBODY}{sasl}")] {
+        let outbox = dir.path().join("outbox");
+        let args = ["produce", "--drain-timeout", "0s", "--to", &url, "--outbox", outbox.to_str().unwrap()];
+        let output = run_with(&args, b"a line\n", &[("OUTLAST_PASSWORD", "hunter2canary")]);
+        assert_eq!(output.code, Some(3), "{url}: {output:?}");
     }
 }
 

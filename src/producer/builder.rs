@@ -15,6 +15,7 @@ use super::open_error::{OpenError, OpenErrorKind};
 use super::start::{Named, make_line, start, tell_of_backlog};
 use crate::config::{Config, EVENTS, Mode, OnPoison, Order, RouteConfig, TransportConfig};
 use crate::drainer::WindowLimits;
+use crate::message::Message;
 use crate::outbox::{Outbox, OutboxOptions, StatusFile};
 use crate::transport::{self, BrokerUrl, Transport};
 
@@ -81,7 +82,8 @@ impl Builder {
         self
     }
 
-    /// The password for brokers whose URL and configuration have none.
+    /// The password for brokers whose URL and configuration have none, and that are logged in to: for Kafka, with a
+    /// `security.protocol` that says so.
     pub fn password(mut self, password: impl Into<String>) -> Self {
         self.password = Some(password.into());
         self
@@ -247,15 +249,18 @@ impl Builder {
         self.config.validate().map_err(|error| wrong(error.to_string()))?;
         let mut transports: Vec<Named> = Vec::new();
         for given in &self.config.transports {
-            let password = given.password.as_deref().or(self.password.as_deref());
             let url: BrokerUrl = given.url.parse().map_err(|error: transport::UrlError| wrong(error.to_string()))?;
-            let url = url.or_password(password);
+            let default = self.password.as_deref().filter(|_| url.lacks_password());
+            let url = url.or_password(given.password.as_deref().or(default));
             let name = given.name.clone().unwrap_or_else(|| url.transport_name().into());
             let order = match url.scheme() {
                 transport::Scheme::Kafka => Order::Key,
                 transport::Scheme::Redis | transport::Scheme::Rediss => Order::Route,
             };
             let made = transport::connect(&url).map_err(|error| wrong(error.to_string()))?;
+            if let Some(destination) = url.destination() {
+                made.check(&Message::to(destination)).map_err(|error| wrong(format!("broker URL: {error}")))?;
+            }
             transports.push((name, order, made));
         }
         transports.extend(self.custom.iter().map(|(name, custom)| (Arc::clone(name), Order::Key, Arc::clone(custom))));

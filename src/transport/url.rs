@@ -113,6 +113,19 @@ impl BrokerUrl {
         self.destination.as_deref()
     }
 
+    /// Whether a password would be used, and the URL gives none in either way.
+    pub(crate) fn lacks_password(&self) -> bool {
+        let option = |wanted: &str| self.options.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
+        self.password.is_none()
+            && match self.scheme {
+                Scheme::Redis | Scheme::Rediss => true,
+                Scheme::Kafka => {
+                    let protocol = option("security.protocol").map_or(String::new(), |it| it.to_ascii_lowercase());
+                    protocol.starts_with("sasl_") && option("sasl.password").is_none()
+                }
+            }
+    }
+
     /// Sets the password, where the URL has none.
     pub(crate) fn or_password(mut self, password: Option<&str>) -> Self {
         if self.password.is_none() {

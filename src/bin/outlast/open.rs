@@ -34,7 +34,7 @@ impl Destination {
         Ok(Self {
             url: broker.to.clone(),
             name: parsed.destination().map(Arc::from),
-            password: password(broker.password_file.as_deref())?,
+            password: broker.password_file.as_deref().map(password_of).transpose()?,
         })
     }
 
@@ -45,26 +45,32 @@ impl Destination {
     }
 }
 
-/// The password, for a URL without one: from the file that was named, else from the environment.
-fn password(file: Option<&Path>) -> Result<Option<String>, Problem> {
-    let Some(file) = file else {
-        return match std::env::var(PASSWORD_VARIABLE) {
-            Ok(password) => Ok(Some(password)),
-            Err(std::env::VarError::NotPresent) => Ok(None),
-            Err(std::env::VarError::NotUnicode(_)) => Err(Problem::usage(format!("{PASSWORD_VARIABLE} is not UTF-8"))),
-        };
-    };
+/// The password of the environment, which nobody may have meant for this broker.
+fn password_around() -> Result<Option<String>, Problem> {
+    match std::env::var(PASSWORD_VARIABLE) {
+        Ok(password) => Ok(Some(password)),
+        Err(std::env::VarError::NotPresent) => Ok(None),
+        Err(std::env::VarError::NotUnicode(_)) => Err(Problem::usage(format!("{PASSWORD_VARIABLE} is not UTF-8"))),
+    }
+}
+
+/// The password in the file that was named.
+fn password_of(file: &Path) -> Result<String, Problem> {
     let text = std::fs::read_to_string(file)
         .map_err(|e| Problem::usage(format!("--password-file {}: {e}", file.display())))?;
     match text.lines().next() {
-        Some(line) if !line.is_empty() => Ok(Some(line.to_owned())),
+        Some(line) if !line.is_empty() => Ok(line.to_owned()),
         _ => Err(Problem::usage(format!("--password-file {}: its first line is empty", file.display()))),
     }
 }
 
 /// Opens the outbox, and says what was pending in it.
 pub fn open(config: Config) -> Result<Producer, Problem> {
-    let producer = Producer::builder().config(config).open_blocking().map_err(|e| match e.kind() {
+    let builder = match password_around()? {
+        Some(password) => Producer::builder().password(password),
+        None => Producer::builder(),
+    };
+    let producer = builder.config(config).open_blocking().map_err(|e| match e.kind() {
         OpenErrorKind::Config => Problem::usage(e),
         _ => Problem::failed(e),
     })?;
@@ -109,11 +115,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("password");
         std::fs::write(&file, "hunter2\nnoise\n").unwrap();
-        assert_eq!(password(Some(&file)).unwrap().as_deref(), Some("hunter2"));
+        assert_eq!(password_of(&file).unwrap(), "hunter2");
         for empty in ["", "\nhunter2"] {
             std::fs::write(&file, empty).unwrap();
-            assert_eq!(password(Some(&file)).unwrap_err().exit, Exit::Usage);
+            assert_eq!(password_of(&file).unwrap_err().exit, Exit::Usage);
         }
-        assert_eq!(password(Some(&dir.path().join("none"))).unwrap_err().exit, Exit::Usage);
+        assert_eq!(password_of(&dir.path().join("none")).unwrap_err().exit, Exit::Usage);
     }
 }
