@@ -278,6 +278,17 @@ fn a_forbidden_topic_holds_its_route_only() {
     rig.delivered(1);
 }
 
+/// The verdict was taken for one on the message, which was then refused each time it was tried, and never judged.
+#[test]
+fn a_topic_that_the_cluster_calls_illegal_holds_its_route() {
+    let (mock, servers) = mock(1);
+    mock.topic_error("odd", Code::RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION).unwrap();
+    let rig = Rig::new(&servers);
+    rig.submit(numbered("odd", "a", 0));
+    let (_, failure, _) = rig.failure();
+    assert!(is(&failure, Class::Hold, Scope::Route) && failure.reason.contains("not legal"), "{failure:?}");
+}
+
 #[test]
 fn nobody_there_is_told_and_owned_messages_stay_owned() {
     let rig = Rig::new("127.0.0.1:1");

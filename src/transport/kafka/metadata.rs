@@ -12,7 +12,7 @@ use super::classify;
 use super::instance::Instance;
 use super::share::STALLED;
 use super::topics::{Knowledge, Topic};
-use crate::transport::{Class, Failure};
+use crate::transport::{Class, Failure, Scope};
 
 /// How long an answer may take. While nobody answers at first less, so that other topics get their turn; then more and
 /// more, for the question may stand in line behind messages that a slow broker takes its time with.
@@ -196,10 +196,11 @@ fn not_found(shared: &Arc<Shared>, topic: &Topic, code: Code, now: Instant) {
     let is_new = now.saturating_duration_since(since) < CREATION_IS_LIKELY;
     state.ask_at = now + if is_new { RECHECK_LEAST } else { RECHECK };
     let mut failure: Failure = verdict.failure(code, &topic.route.destination, -1);
-    if verdict.class == Class::Transient {
-        // Metadata concern the topic as a whole.
-        failure.scope = crate::transport::Scope::Route;
+    // Metadata concern the topic as a whole, and judge no message.
+    if matches!(failure.class, Class::Transient | Class::Permanent) {
+        failure.scope = Scope::Route;
     }
+    failure.class = if failure.class == Class::Permanent { Class::Hold } else { failure.class };
     let failure = Arc::new(failure);
     state.knowledge = Knowledge::Missing(Arc::clone(&failure));
     drop(state);
