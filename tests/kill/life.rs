@@ -266,7 +266,9 @@ pub fn drain(dir: &Path, requeue: bool) {
     let drained = producer.blocking_drained(LONG);
     if drained.is_err() && !requeue && is_full_of_dead_letters(&producer) {
         // Each start has a segment of its own, in which its dead letters stay, and there are few: what an operator does then.
-        producer.blocking_close(LONG).unwrap();
+        // The letters that found no room are told of by an error.
+        drop(producer.blocking_close(LONG));
+        drop(producer);
         return self::drain(dir, true);
     }
     assert!(drained.is_ok(), "{drained:?}: {:?} {:?}", producer.health(), producer.stats());
