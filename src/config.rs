@@ -169,6 +169,9 @@ pub struct Config {
     /// The outbox's size. Default: 16 GiB or 80 % of the free space, the smaller; at least four segments. It takes one
     /// segment for each 128 bytes of a segment at most, because each has a list of them: of 64 KiB 512, which is 32 MiB; of
     /// 1 MiB 8 GiB.
+    ///
+    /// An eighth is for dead letters, each of which takes 4 KiB at least, in segments that stay as long as one letter in
+    /// them does. Where there is no room for another, poison is held, and told of, until some are requeued or purged.
     pub max_bytes: Option<u64>,
     /// A segment's size. Default 64 MiB; 64 KiB to 1 GiB, a multiple of 4 KiB. Where this is the default and `max_bytes` is
     /// left out, an outbox on a small disk begins with smaller ones, and keeps their size.

@@ -627,3 +627,50 @@ fn a_partition_that_is_chosen_after_the_deadline_and_hangs_holds_up_itself_alone
     assert_eq!(in_order(&broker.delivered()).len(), 40);
     producer.blocking_close(LONG).unwrap();
 }
+
+/// An eighth of the outbox is for dead letters. What finds no room there is held, which is told, and goes on once there is.
+#[test]
+fn poison_waits_where_dead_letters_have_no_room_until_some_are_purged() {
+    let (dir, broker) = (TempDir::new().unwrap(), Broker::new());
+    let outbox = dir.path().join("outbox");
+    let config = Config {
+        segment_bytes: 64 << 10,
+        max_message_bytes: 8 << 10,
+        max_bytes: Some(4 << 20),
+        mode: Mode::WriteAhead,
+        ..quick()
+    };
+    let open = || {
+        let settings = Producer::builder().config(config.clone()).outbox(&outbox);
+        settings.custom_transport("memory", broker.transport()).open_blocking().expect("the producer opens")
+    };
+    let is_full =
+        |producer: &Producer| producer.health().alerts.iter().any(|it| it.contains("no dead letter could be written"));
+    broker.reject_message("poison");
+    let mut producer = open();
+    // More than an eighth has room for, and less than the rest. Of its own key each, for it holds up that.
+    let poison = (0..200).map(|number| {
+        let message = Message::to("t").key(format!("key-{number}")).payload(format!("poison {number}"));
+        message.header("filler", vec![0; 4 << 10])
+    });
+    producer.blocking_send_all(poison).unwrap();
+    let (begun, mut purged, mut full) = (Instant::now(), 0, 0);
+    while purged < 200 {
+        while producer.stats().pending > 0 && !is_full(&producer) {
+            assert!(begun.elapsed() < LONG, "{purged} purged: {:?} {:?}", producer.health(), producer.stats());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        full += usize::from(is_full(&producer));
+        // Others go on.
+        assert!(producer.blocking_send(numbered("t", "healthy", purged)).is_ok());
+        assert!(broker.wait_for(full, LONG), "{:?}", producer.stats());
+        // It may say that a letter found no room.
+        drop(producer.blocking_close(LONG));
+        drop(producer);
+        purged += outlast::admin::purge(&outbox, outlast::admin::Selection::All).unwrap();
+        producer = open();
+    }
+    assert!(full > 0, "{purged} purged, {full} times there was no room");
+    producer.blocking_drained(LONG).unwrap();
+    producer.blocking_close(LONG).unwrap();
+}

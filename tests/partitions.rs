@@ -33,9 +33,9 @@ fn wait_for_blocks(producer: &Producer, blocks: usize, waiting: u64) {
     }
 }
 
-/// Two partitions hung, and came back together. A message without a key goes wherever the partitioner says at the moment:
-/// the pass over what the one had held up left it to the other, whose pass was past it, or had left it to the first. It
-/// stayed until the restart.
+/// A message without a key goes wherever the partitioner says at the moment: of two partitions that come back together the
+/// pass over what the one held up must not leave it to the other, whose pass may be past it. (Found by reading: whether the
+/// two passes meet is up to the threads.)
 #[test]
 fn messages_that_may_go_anywhere_are_not_left_between_two_partitions() {
     let (dir, broker) = (TempDir::new().unwrap(), Broker::new());

@@ -55,6 +55,8 @@ mod rotation_tests;
 mod routes;
 mod scan;
 mod segment;
+#[cfg(test)]
+mod settlement_tests;
 mod settlements;
 mod shared;
 mod space;

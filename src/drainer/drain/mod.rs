@@ -234,13 +234,19 @@ impl Drain {
         let returned = self.hand_over_returned(now);
         self.close_gaps(now)?;
         let scattered = returned?;
+        match self.hand_over_stored(now) {
+            // No report may be to come: what would scatter the log's memory is offered again in its time.
+            Ok(false) | Err(Halt::Wait | Halt::Partition) if scattered => Err(Halt::Scattered),
+            other => other,
+        }
+    }
+
+    /// What was passed over, and what is new. True: there is more.
+    fn hand_over_stored(&mut self, now: Instant) -> Result<bool, Halt> {
         self.probe(now)?;
         let caught = self.catch_up(now)?;
         let passed = self.pass(now)?;
         self.end_vain_probe();
-        if scattered && !caught && !passed {
-            return Err(Halt::Scattered);
-        }
         // Of a great many blocks only some are tried at a time.
         let due = self.blocks.due(now).is_some() && !self.is_waiting();
         Ok(caught || passed || due)

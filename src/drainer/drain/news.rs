@@ -27,7 +27,10 @@ impl Drain {
             Mail::FirstFailed { route, partition, lane, failure } => {
                 self.first_failed(&route, partition, lane, &failure, now);
             }
-            Mail::Late { entry } => self.first_late(&entry, now),
+            Mail::Late { entry } => {
+                let partition = entry.state().partition;
+                self.late(&entry.message.route, partition, entry.lane(), now);
+            }
             Mail::Reported { entry, outcome } => self.dispatcher.report(&entry, outcome),
             Mail::Available(availability) => self.available(availability, now),
             Mail::RouteUp(route) => self.blocks.hurry(route, now),
@@ -41,7 +44,9 @@ impl Drain {
             self.restart_pass(key);
             self.blocks.set_state(key, BlockState::CatchingUp);
         }
-        self.logged.remove(&BlockKey::Lane(entry.route, lane_or_own(&entry.message, lsn)));
+        if !self.logged.is_empty() {
+            self.logged.remove(&BlockKey::Lane(entry.route, lane_or_own(&entry.message, lsn)));
+        }
         self.passed(entry.route, entry.state().partition);
         self.dispatcher.tell(Event::Delivered {
             id: entry.message.id,
@@ -107,9 +112,7 @@ impl Drain {
                 self.probe_with_another(probed, key, now);
             }
             // Its letter settles it, which must not be before the disk has it: it is tried once more.
-            Action::Bury if matches!(entry.state().storing, Storing::Queued(_)) => {
-                self.probe_with_another(probed, BlockKey::Lane(entry.route, lane_or_own(message, lsn)), now);
-            }
+            Action::Bury if matches!(entry.state().storing, Storing::Queued(_)) => {}
             Action::Bury => {
                 self.bury(lsn, entry, failure, attempts, now);
                 self.probe_with_another(probed, BlockKey::Lane(entry.route, lane_or_own(message, lsn)), now);
@@ -159,12 +162,7 @@ impl Drain {
         self.block(key, route, failure, failure.class == Class::Permanent, false, now);
     }
 
-    /// A first attempt is late, and stored.
-    fn first_late(&mut self, entry: &Entry, now: Instant) {
-        let partition = entry.state().partition;
-        self.late(&entry.message.route, partition, entry.lane(), now);
-    }
-
+    /// A first attempt is late, and stored; or nothing was reported of a partition for as long.
     pub(super) fn late(&mut self, route: &Route, partition: Option<i32>, lane: Option<Lane>, now: Instant) {
         let scope = partition.map_or(Scope::Transport, Scope::Partition);
         let failure = Arc::new(Failure::new(Class::Transient, scope, "no acknowledgement within the deadline"));
