@@ -112,7 +112,7 @@ fn a_disk_that_fails_at_any_call_loses_corrupts_and_hangs_nothing() {
         sum(|outcome| outcome.duplicates),
         begun.elapsed().as_secs_f64()
     );
-    assert!(only.is_some() || reached * 2 >= plans.len(), "most faults were meant to be met");
+    assert!(only.is_some() || reached * 10 >= plans.len() * 8, "most faults were meant to be met");
 }
 
 #[test]
