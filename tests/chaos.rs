@@ -103,6 +103,13 @@ impl Plan {
         }
     }
 
+    /// How large an outbox is whose dead letters have room: an eighth is for them. Each takes a block, and each start with
+    /// one a segment. A quick machine makes a thousand.
+    fn for_dead_letters(&self) -> u64 {
+        let some = self.poison || self.max_attempts.is_some();
+        if some { 8 * (3_000 * 4096 + (self.rounds as u64 + 3) * u64::from(self.segment)) } else { 0 }
+    }
+
     fn config(&self, dir: &TempDir) -> Config {
         let route = |transport: usize, destination: &str, order, mode| RouteConfig {
             transport: Some(format!("broker-{transport}").into()),
@@ -129,8 +136,7 @@ impl Plan {
             window_messages: self.window,
             redelivery_window: self.window + 2_000,
             max_message_bytes: 8 << 10,
-            // An eighth is for dead letters, and each start with one takes a segment of it.
-            max_bytes: Some(self.segments.max(if self.poison { 160 } else { 0 }) * u64::from(self.segment)),
+            max_bytes: Some((self.segments * u64::from(self.segment)).max(self.for_dead_letters())),
             segment_bytes: self.segment,
             slots: self.slots,
             max_attempts: self.max_attempts,

@@ -169,6 +169,10 @@ impl File for GuardedFile {
         self.guard.check()
     }
 
+    fn forget_pages(&self) -> io::Result<()> {
+        self.file.forget_pages()
+    }
+
     fn length(&self) -> io::Result<u64> {
         self.file.length()
     }

@@ -8,7 +8,7 @@ use super::frame::{FrameHeader, FrameKind, VERSION};
 use super::scan::SegmentFile;
 use super::segment::{self, SegmentHeader};
 use super::state::{CheckpointReader, SegmentInfo, State};
-use super::storage::Storage;
+use super::storage::{File, Storage};
 use super::stray;
 use super::{BLOCK, MIN_SEGMENT, Options};
 
@@ -35,8 +35,7 @@ impl Loaded {
     ) -> Result<Self, WalError> {
         let path = segment::path(directory, number);
         let file = storage.open_read(&path).map_err(WalError::io("open", &path))?;
-        // The process before may have died between a write and its sync; what is trusted now must be on the disk.
-        file.sync_data().map_err(WalError::io("sync", &path))?;
+        sync_found(&*file, &path)?;
         let length = file.length().map_err(WalError::io("length of", &path))?;
         let mut file = SegmentFile { file, number, salt: None, limit: options.segment_bytes };
         let mut misplaced = false;
@@ -93,6 +92,19 @@ impl Loaded {
 /// What a later release wrote is neither damaged nor torn: it is there, and this release cannot read it.
 pub(super) fn newer(path: PathBuf, found: u64) -> WalError {
     WalError::NewerFormat { path, found, known: u64::from(VERSION) }
+}
+
+/// Makes durable what a process left, which may have died between a write and its sync, and has all of it read from the
+/// disk. After a failed sync the page cache may show what the disk does not have, and the next sync says yes. A write-back
+/// that failed since is reported here, once: what it lost was never acknowledged, so that is no reason not to start.
+fn sync_found(file: &dyn File, path: &Path) -> Result<(), WalError> {
+    let forget = || file.forget_pages().map_err(WalError::io("forget the pages of", path));
+    if let Err(error) = file.sync_data() {
+        tracing::warn!(path = %path.display(), %error, "the segment could not be synced; what the disk has of it is used");
+        forget()?;
+        file.sync_data().map_err(WalError::io("sync", path))?;
+    }
+    forget()
 }
 
 /// The checkpoint at the beginning of a segment, and where groups begin; `None` if a part of it is damaged.

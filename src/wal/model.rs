@@ -1,9 +1,10 @@
 //! A disk in memory that loses what a disk may lose: for tests of the log, and of what is built on it.
 //!
 //! Each file has a live image and a durable one; a name is durable once its directory was synced. [`crash`] leaves the
-//! durable images, with any of the unsynced writes in any order, torn into sectors of 512 bytes, and with any prefix
-//! of each directory's unsynced changes of names. A failed sync drops pages as Linux does: what was dirty is clean, and
-//! the next sync says yes. It is repeatable: the seed decides everything, if the calls come in the same order.
+//! durable images, with any of the unsynced writes in any order, torn into sectors of 512 bytes and now and then within
+//! one, and with any prefix of each directory's unsynced changes of names. A failed write-back drops pages as Linux does:
+//! what was dirty is clean and may be forgotten, each handle of the file hears of the error once, and its next sync says
+//! yes. It is repeatable: the seed decides everything, if the calls come in the same order.
 //!
 //! It assumes what [`Storage`] assumes, and no more: it refuses to keep anything that nobody synced, but never damages
 //! what was.
@@ -13,6 +14,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::storage::{File, Storage};
@@ -82,6 +84,8 @@ impl Change {
 struct Handle {
     storage: ModelStorage,
     file: usize,
+    /// Write-back errors of the file that a sync through this handle need not report any more.
+    heard: AtomicU64,
 }
 
 impl ModelStorage {
@@ -229,7 +233,8 @@ impl ModelStorage {
     }
 
     fn handle(&self, file: usize) -> Arc<dyn File> {
-        Arc::new(Handle { storage: self.clone(), file })
+        let heard = AtomicU64::new(self.model().files[file].heard());
+        Arc::new(Handle { storage: self.clone(), file, heard })
     }
 }
 
@@ -264,8 +269,17 @@ impl Model {
 
     /// Notes a call, and says whether it fails.
     fn call(&mut self, operation: Operation) -> io::Result<()> {
+        match self.fault(operation) {
+            Some(Fault::Error(errno)) => Err(io::Error::from_raw_os_error(errno)),
+            Some(Fault::Stop) => Err(io::Error::from_raw_os_error(EIO)),
+            Some(Fault::WriteBack(_)) | None => Ok(()),
+        }
+    }
+
+    /// Notes a call, and says what goes wrong with it.
+    fn fault(&mut self, operation: Operation) -> Option<Fault> {
         if self.stopped {
-            return Err(io::Error::from_raw_os_error(EIO));
+            return Some(Fault::Stop);
         }
         let number = self.calls;
         let fault = if operation.changes() {
@@ -277,14 +291,8 @@ impl Model {
         if let Some(trace) = &mut self.trace {
             trace.push(operation);
         }
-        match fault {
-            None => Ok(()),
-            Some(Fault::Error(errno)) => Err(io::Error::from_raw_os_error(errno)),
-            Some(Fault::Stop) => {
-                self.stopped = true;
-                Err(io::Error::from_raw_os_error(EIO))
-            }
-        }
+        self.stopped |= fault == Some(Fault::Stop);
+        fault
     }
 
     fn find(&self, path: &Path) -> io::Result<usize> {
@@ -369,6 +377,8 @@ impl File for Handle {
         let mut model = self.storage.model();
         let path = self.path(&model);
         model.call(Operation::Read { path, offset, length: buffer.len() })?;
+        let model = &mut *model;
+        model.files[self.file].forget(&mut model.rng);
         let live = &model.files[self.file].live;
         let start = live.len().min(offset as usize);
         let length = buffer.len().min(live.len() - start);
@@ -380,8 +390,12 @@ impl File for Handle {
         let mut model = self.storage.model();
         let path = self.path(&model);
         let dead = model.stopped;
-        let called = model.call(Operation::Write { path, offset, length: bytes.len() });
-        let called = called.and_then(|()| model.make_room(self.file, offset as usize + bytes.len()));
+        let fault = model.fault(Operation::Write { path, offset, length: bytes.len() });
+        let called = match fault {
+            Some(Fault::Error(errno)) => Err(io::Error::from_raw_os_error(errno)),
+            Some(Fault::Stop) => Err(io::Error::from_raw_os_error(EIO)),
+            Some(Fault::WriteBack(_)) | None => model.make_room(self.file, offset as usize + bytes.len()),
+        };
         let model = &mut *model;
         // A write that fails, or that the process dies in, may have been done in part.
         let done = match called {
@@ -390,6 +404,9 @@ impl File for Handle {
             Err(_) => model.rng.usize(..=bytes.len()),
         };
         model.files[self.file].write(offset as usize, &bytes[..done]);
+        if let Some(Fault::WriteBack(errno)) = fault {
+            model.files[self.file].fail_write_back(errno, &mut model.rng);
+        }
         called
     }
 
@@ -416,16 +433,24 @@ impl File for Handle {
     fn sync_data(&self) -> io::Result<()> {
         let mut model = self.storage.model();
         let path = self.path(&model);
-        let called = model.call(Operation::Sync(path));
+        let fault = model.fault(Operation::Sync(path));
         let model = &mut *model;
         let image = &mut model.files[self.file];
-        match &called {
-            Ok(()) => image.sync(),
+        match fault {
             // A process that died made no call.
-            Err(_) if model.stopped => {}
-            Err(_) => image.fail_sync(&mut model.rng),
+            Some(Fault::Stop) => return Err(io::Error::from_raw_os_error(EIO)),
+            Some(Fault::Error(errno) | Fault::WriteBack(errno)) => image.fail_write_back(errno, &mut model.rng),
+            None => image.sync(),
         }
-        called
+        let mut heard = self.heard.load(Ordering::Relaxed);
+        let error = image.hear(&mut heard);
+        self.heard.store(heard, Ordering::Relaxed);
+        error.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
+    }
+
+    fn forget_pages(&self) -> io::Result<()> {
+        self.storage.model().files[self.file].forget_clean();
+        Ok(())
     }
 
     fn length(&self) -> io::Result<u64> {

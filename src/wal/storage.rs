@@ -24,6 +24,9 @@ pub trait File: Send + Sync {
     }
     /// Returns once contents and length are on the disk (`fdatasync`; `F_FULLFSYNC` on macOS).
     fn sync_data(&self) -> io::Result<()>;
+    /// Has the kernel forget the pages it holds of the file, as far as they are clean: what is read next comes from the
+    /// disk. After a write-back that failed they may hold what the disk does not have. Advice, where the system takes it.
+    fn forget_pages(&self) -> io::Result<()>;
     /// The file's length.
     fn length(&self) -> io::Result<u64>;
 }
@@ -126,6 +129,16 @@ impl File for fs::File {
 
     fn sync_data(&self) -> io::Result<()> {
         fs::File::sync_data(self)
+    }
+
+    #[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+    fn forget_pages(&self) -> io::Result<()> {
+        Ok(rustix::fs::fadvise(self, 0, None, rustix::fs::Advice::DontNeed)?)
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+    fn forget_pages(&self) -> io::Result<()> {
+        Ok(())
     }
 
     fn length(&self) -> io::Result<u64> {

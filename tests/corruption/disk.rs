@@ -130,6 +130,10 @@ impl File for Opened {
         Ok(())
     }
 
+    fn forget_pages(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     fn length(&self) -> io::Result<u64> {
         Ok(self.bytes.len() as u64)
     }

@@ -268,6 +268,10 @@ impl File for FaultyFile {
         self.under.sync_data()
     }
 
+    fn forget_pages(&self) -> io::Result<()> {
+        self.under.forget_pages()
+    }
+
     fn length(&self) -> io::Result<u64> {
         self.disk.checked(Call::Length)?;
         self.under.length()

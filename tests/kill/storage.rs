@@ -134,6 +134,10 @@ impl File for FusedFile {
         self.fuse.call("sync", || {}, || self.file.sync_data())
     }
 
+    fn forget_pages(&self) -> io::Result<()> {
+        self.file.forget_pages()
+    }
+
     fn length(&self) -> io::Result<u64> {
         self.file.length()
     }

@@ -37,6 +37,8 @@ pub enum What {
     Write,
     Directory,
     Space,
+    /// Writes are taken, and cannot be written back.
+    WriteBack,
 }
 
 /// How the process ends.
@@ -160,6 +162,7 @@ fn failing() -> impl Strategy<Value = Failing> {
         1 => Just(What::Write),
         1 => Just(What::Directory),
         1 => Just(What::Space),
+        1 => Just(What::WriteBack),
     ];
     let many = prop_oneof![3 => Just(1_u8), 1 => 2..12_u8];
     let errno = prop_oneof![Just(5), Just(28)];

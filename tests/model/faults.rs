@@ -31,8 +31,11 @@ impl Faults {
         }
         failing.many -= 1;
         self.fired = true;
-        self.sync_failed |= matches!(operation, Operation::Sync(_));
-        Some(Fault::Error(failing.errno))
+        self.sync_failed |= matches!(operation, Operation::Sync(_)) || failing.what == What::WriteBack;
+        Some(match failing.what {
+            What::WriteBack => Fault::WriteBack(failing.errno),
+            _ => Fault::Error(failing.errno),
+        })
     }
 
     pub fn read(&mut self) -> Option<Fault> {
@@ -53,7 +56,7 @@ impl What {
         match self {
             Self::Any => true,
             Self::Sync => matches!(operation, Operation::Sync(_)),
-            Self::Write => matches!(operation, Operation::Write { .. }),
+            Self::Write | Self::WriteBack => matches!(operation, Operation::Write { .. }),
             Self::Directory => {
                 matches!(operation, Operation::SyncDirectory(_) | Operation::Rename(..) | Operation::Unlink(_))
             }

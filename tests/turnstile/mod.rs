@@ -92,6 +92,9 @@ impl File for SlowFile {
     fn sync_data(&self) -> io::Result<()> {
         self.0.sync_data()
     }
+    fn forget_pages(&self) -> io::Result<()> {
+        self.0.forget_pages()
+    }
     fn length(&self) -> io::Result<u64> {
         self.0.length()
     }

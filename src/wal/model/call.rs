@@ -53,6 +53,9 @@ impl Operation {
 pub enum Fault {
     /// The call fails with this `errno`. A write may have been done in part; a sync loses what was dirty.
     Error(i32),
+    /// A write is taken, and cannot be written back: the kernel drops the file's dirty pages behind the process's back, and
+    /// each handle's next sync fails once with this `errno`. At another call than a write or a sync nothing goes wrong.
+    WriteBack(i32),
     /// The process dies: this call and all after it fail, until `ModelStorage::kill` or `ModelStorage::crash`.
     Stop,
 }
