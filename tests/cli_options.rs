@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use common::{Acks, Child, Output, RedisServer, run, run_with, unique, wait_until};
 
 /// A broker that is not there: port 1 is privileged and unused.
-const NOBODY: &str = "redis://127.0.0.1:1?stream=orders";
+const DEAD: &str = "redis://127.0.0.1:1?stream=orders";
 /// For one thing to happen; generous, since the machine is shared.
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -43,7 +43,7 @@ fn wait_for_handler(pid: u32) {
 #[test]
 fn options_are_checked_before_anything_is_touched() {
     let dir = tempfile::tempdir().unwrap();
-    let produce = |more: [&'static str; 2]| [&["produce", "--to", NOBODY][..], &more].concat();
+    let produce = |more: [&'static str; 2]| [&["produce", "--to", DEAD][..], &more].concat();
     let small = "kafka://127.0.0.1:1/orders?message.max.bytes=2000";
     for (words, form) in [
         (produce(["--first-attempt", "0s"]), "at least 1ms"),
@@ -56,8 +56,8 @@ fn options_are_checked_before_anything_is_touched() {
         (produce(["--stop-timeout", "999ms"]), "at least 1s"),
         // The outbox was made before the transport had its say.
         (vec!["produce", "--to", small], "message.max.bytes: 2000 is less than"),
-        (vec!["drain", "--to", NOBODY, "--lock-wait", "soon"], "--lock-wait"),
-        (vec!["drain", "--to", NOBODY, "--stop-timeout", "0s"], "at least 1s"),
+        (vec!["drain", "--to", DEAD, "--lock-wait", "soon"], "--lock-wait"),
+        (vec!["drain", "--to", DEAD, "--stop-timeout", "0s"], "at least 1s"),
         (vec!["dead", "requeue", "--all", "--lock-wait", "soon"], "--lock-wait"),
         (vec!["dead", "purge", "--all", "--lock-wait", "soon"], "--lock-wait"),
         (vec!["repair", "--lock-wait", "soon"], "--lock-wait"),
@@ -70,7 +70,7 @@ fn options_are_checked_before_anything_is_touched() {
 #[test]
 fn a_message_may_be_as_long_as_max_message_bytes_says() {
     let dir = tempfile::tempdir().unwrap();
-    let produce = ["produce", "--to", NOBODY, "--drain-timeout", "0s", "--max-message-bytes"];
+    let produce = ["produce", "--to", DEAD, "--drain-timeout", "0s", "--max-message-bytes"];
     let with = |size: &str, line: usize| {
         outlast(dir.path(), &[&produce[..], &[size]].concat(), &[&b"x".repeat(line)[..], b"\n"].concat())
     };
@@ -110,14 +110,14 @@ fn an_outbox_that_is_held_is_waited_for_as_long_as_lock_wait_says() {
     let dir = tempfile::tempdir().unwrap();
     let (outbox, acks) = (dir.path().join("outbox"), Acks(dir.path().join("acks")));
     let outbox = outbox.to_str().unwrap();
-    let hold = ["produce", "--to", NOBODY, "--drain-timeout", "0s", "--outbox", outbox, "--ack-log"];
+    let hold = ["produce", "--to", DEAD, "--drain-timeout", "0s", "--outbox", outbox, "--ack-log"];
     let mut holder = Child::spawn(&[&hold[..], &[acks.0.to_str().unwrap()]].concat(), dir.path());
     holder.feed(&[b"one".to_vec()]);
     acks.wait_for(1, &mut holder, LIMIT);
 
     let commands: [(&[&str], i32); 6] = [
-        (&["produce", "--to", NOBODY, "--drain-timeout", "0s"], 3),
-        (&["drain", "--to", NOBODY, "--timeout", "0s"], 3),
+        (&["produce", "--to", DEAD, "--drain-timeout", "0s"], 3),
+        (&["drain", "--to", DEAD, "--timeout", "0s"], 3),
         (&["dead", "requeue", "--all"], 0),
         (&["dead", "purge", "--all"], 0),
         (&["repair"], 0),
@@ -149,12 +149,12 @@ fn a_signal_ends_the_wait_for_a_held_outbox() {
     let dir = tempfile::tempdir().unwrap();
     let (outbox, acks) = (dir.path().join("outbox"), Acks(dir.path().join("acks")));
     let outbox = outbox.to_str().unwrap();
-    let hold = ["produce", "--to", NOBODY, "--drain-timeout", "0s", "--outbox", outbox, "--ack-log"];
+    let hold = ["produce", "--to", DEAD, "--drain-timeout", "0s", "--outbox", outbox, "--ack-log"];
     let mut holder = Child::spawn(&[&hold[..], &[acks.0.to_str().unwrap()]].concat(), dir.path());
     holder.feed(&[b"one".to_vec()]);
     acks.wait_for(1, &mut holder, LIMIT);
     for command in ["produce", "drain"] {
-        let words = [command, "--to", NOBODY, "--lock-wait", "10m", "--stop-timeout", "10m", "--outbox", outbox];
+        let words = [command, "--to", DEAD, "--lock-wait", "10m", "--stop-timeout", "10m", "--outbox", outbox];
         let mut child = Child::spawn(&words, dir.path());
         wait_for_handler(child.pid());
         child.terminate();
@@ -170,12 +170,12 @@ fn a_process_that_cannot_end_in_order_ends_when_stop_timeout_is_over() {
     let dir = tempfile::tempdir().unwrap();
     for (command, more) in [("produce", "--drain-timeout"), ("drain", "--timeout")] {
         // It is there, and something is pending, for `drain`.
-        says(&outlast(dir.path(), &["produce", "--to", NOBODY, "--drain-timeout", "0s"], b"x\n"), 3, &[]);
+        says(&outlast(dir.path(), &["produce", "--to", DEAD, "--drain-timeout", "0s"], b"x\n"), 3, &[]);
         let (_unread, mut full) = std::io::pipe().unwrap();
         // What a pipe of Linux holds.
         full.write_all(&[b'\n'; 65_536]).unwrap();
         let mut process = Command::new(env!("CARGO_BIN_EXE_outlast"))
-            .args([command, "--to", NOBODY, more, "10m", "--stop-timeout", "1s", "--outbox"])
+            .args([command, "--to", DEAD, more, "10m", "--stop-timeout", "1s", "--outbox"])
             .arg(dir.path().join("outbox"))
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -219,7 +219,7 @@ fn an_option_that_is_unknown_is_named_with_the_one_that_was_probably_meant() {
         assert!(!output.stderr.contains("names no topic"), "{}", output.stderr);
         assert!(!dir.path().join("outbox").exists());
     }
-    let produce = ["produce", "--to", NOBODY, "--drain-timeout", "0s", "--outbox"];
+    let produce = ["produce", "--to", DEAD, "--drain-timeout", "0s", "--outbox"];
     let outbox = dir.path().join("outbox");
     let args = [&produce[..], &[outbox.to_str().unwrap()]].concat();
     let misspelt = run_with(&args, b"", &[("OUTLAST_PASSWD", "hunter2canary")]);
@@ -240,31 +240,31 @@ fn a_password_in_a_wrong_place_is_not_repeated() {
     let shapes: [&[&str]; 38] = [
         &["URL"],
         &["produce", "URL"],
-        &["produce", "--to", NOBODY, "URL"],
-        &["produce", "--to", NOBODY, "-", "URL"],
+        &["produce", "--to", DEAD, "URL"],
+        &["produce", "--to", DEAD, "-", "URL"],
         &["produce", "--tp", "URL"],
         &["produce", "--tp=URL"],
         &["produce", "--URL"],
         &["produce", "-URL"],
         &["produce", "--from=URL"],
-        &["produce", "--to", NOBODY, "--outbox", "URL"],
-        &["produce", "--to", NOBODY, "--ack-log=URL"],
-        &["produce", "--to", NOBODY, "--password-file", "URL"],
-        &["produce", "--to", NOBODY, "--mode", "URL"],
-        &["produce", "--to", NOBODY, "--mode=URL"],
-        &["produce", "--to", NOBODY, "--format", "URL"],
-        &["produce", "--to", NOBODY, "--key", "URL"],
-        &["produce", "--to", NOBODY, "--on-bad-line", "URL"],
-        &["produce", "--to", NOBODY, "--from-line", "URL"],
-        &["produce", "--to", NOBODY, "--window", "URL"],
-        &["produce", "--to", NOBODY, "--drain-timeout", "URL"],
-        &["produce", "--to", NOBODY, "--first-attempt", "URL"],
-        &["produce", "--to", NOBODY, "--max-message-bytes", "URL"],
-        &["produce", "--to", NOBODY, "--lock-wait", "URL"],
-        &["produce", "--to", NOBODY, "--stop-timeout", "URL"],
+        &["produce", "--to", DEAD, "--outbox", "URL"],
+        &["produce", "--to", DEAD, "--ack-log=URL"],
+        &["produce", "--to", DEAD, "--password-file", "URL"],
+        &["produce", "--to", DEAD, "--mode", "URL"],
+        &["produce", "--to", DEAD, "--mode=URL"],
+        &["produce", "--to", DEAD, "--format", "URL"],
+        &["produce", "--to", DEAD, "--key", "URL"],
+        &["produce", "--to", DEAD, "--on-bad-line", "URL"],
+        &["produce", "--to", DEAD, "--from-line", "URL"],
+        &["produce", "--to", DEAD, "--window", "URL"],
+        &["produce", "--to", DEAD, "--drain-timeout", "URL"],
+        &["produce", "--to", DEAD, "--first-attempt", "URL"],
+        &["produce", "--to", DEAD, "--max-message-bytes", "URL"],
+        &["produce", "--to", DEAD, "--lock-wait", "URL"],
+        &["produce", "--to", DEAD, "--stop-timeout", "URL"],
         &["drain", "URL"],
-        &["drain", "--to", NOBODY, "--outbox", "URL"],
-        &["drain", "--to", NOBODY, "--timeout", "URL"],
+        &["drain", "--to", DEAD, "--outbox", "URL"],
+        &["drain", "--to", DEAD, "--timeout", "URL"],
         &["status", "URL"],
         &["status", "--outbox", "URL"],
         &["peek", "--limit", "URL"],

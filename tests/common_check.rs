@@ -72,8 +72,7 @@ fn the_shared_servers_answer() {
     assert_eq!(common::redis::read_all(&common::redis_address(), &topic), []);
 }
 
-/// Whoever had exported what `scripts/services env` prints was told that the set's own servers were none of the
-/// script's to touch.
+/// After an export of what `scripts/services env` prints, the script refused to touch the servers of its own set.
 #[cfg(feature = "redis")]
 #[test]
 fn the_script_knows_its_own_servers_whatever_the_environment_names() {

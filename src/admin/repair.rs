@@ -119,7 +119,7 @@ pub fn repair_with(directory: impl AsRef<Path>, lock_wait: Duration) -> Result<R
     Ok(Repair { steps, done: true, remaining, report: after.report })
 }
 
-/// A look at an outbox that nobody has open; waits up to `lock_wait` for that. Nothing later waits: what was seen here must
+/// A look at an outbox that is not open; waits up to `lock_wait` for that. Nothing later waits: what was seen here must
 /// not grow old behind a producer that took the outbox meanwhile.
 fn free(directory: &Path, lock_wait: Duration) -> Result<Looked, AdminError> {
     /// As often as a producer tries the lock.

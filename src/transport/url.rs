@@ -116,8 +116,8 @@ impl BrokerUrl {
     }
 
     /// The same text, unless it repeats what may be the rest of a password. In `redis://user:1?a=b@host`, where a `?` should
-    /// have been escaped, `1` is a port and `a` an option to us: what stands between the hosts and the last `@` is not
-    /// shown to anybody.
+    /// have been escaped, `1` is a port and `a` an option to us: no error shows what stands between the hosts and the last
+    /// `@`.
     pub(crate) fn conceal(&self, text: String) -> String {
         if !self.doubtful.iter().any(|doubtful| text.contains(doubtful.as_str())) {
             return text;

@@ -27,7 +27,7 @@ pub fn run(args: &Drain) -> Result<Exit, Problem> {
     refuse_another_broker(&producer)?;
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(Problem::failed)?;
     let closed = runtime.block_on(async {
-        // How it ended is told by `close`.
+        // `close` says what is still pending.
         let _ = stop.or(drained(&producer, args.timeout)).await;
         producer.close(GRACE_AFTER_WAIT).await
     });

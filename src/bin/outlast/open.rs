@@ -91,7 +91,7 @@ fn as_option(wrong: &str) -> String {
     }
 }
 
-/// A variable that was probably meant to be the password's is read by nobody: its name is said, its value not.
+/// Names a variable that is not read, and was probably meant to be the password's. Does not show its value.
 fn hint_at_variable() {
     if std::env::var_os(PASSWORD_VARIABLE).is_some() {
         return;

@@ -17,7 +17,7 @@ use crate::output;
 /// Of the time for an orderly end, the part that is for what is in flight at a broker that may hang: so many eighths. The
 /// rest is for storing and for threads that take long to end.
 const FOR_BROKER: u32 = 5;
-/// What a standard error that nobody reads may take of the end.
+/// What a standard error that is not read may take of the end.
 const LAST_WORD: Duration = Duration::from_millis(200);
 
 /// What closing may wait for the broker, where all of an orderly end may take `timeout`.

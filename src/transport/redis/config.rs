@@ -347,6 +347,23 @@ mod tests {
     }
 
     #[test]
+    fn a_slip_in_an_option_is_answered_with_the_right_one() {
+        for (url, meant) in [
+            ("redis://h?streem=p", "did you mean stream?"),
+            ("redis://h?maxlne=5", "did you mean maxlen?"),
+            ("redis://h?ca_file=x", "did you mean ca-file?"),
+            ("redis://h?colour=red", "they are stream, maxlen"),
+        ] {
+            let error = from_text(url).unwrap_err().to_string();
+            assert!(error.contains(meant), "{url}: {error}");
+        }
+        for option in OPTIONS {
+            let known = from_text(&format!("redis://h?{option}=5s"));
+            assert!(!known.is_err_and(|error| error.to_string().contains("is no option")), "{option}");
+        }
+    }
+
+    #[test]
     fn debug_does_not_show_the_password() {
         let config = RedisConfig { password: Some(Secret::new("canary")), ..RedisConfig::default() };
         assert!(!format!("{config:?} {config:#?}").contains("canary"));
