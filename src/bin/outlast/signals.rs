@@ -14,15 +14,13 @@ use tokio::sync::mpsc;
 use crate::exit::{Exit, Problem};
 use crate::output;
 
-/// Of the time for an orderly end, the part that is for what is in flight at a broker that may hang: so many eighths. The
-/// rest is for storing and for threads that take long to end.
-const FOR_BROKER: u32 = 5;
 /// What a standard error that is not read may take of the end.
 const LAST_WORD: Duration = Duration::from_millis(200);
 
-/// What closing may wait for the broker, where all of an orderly end may take `timeout`.
+/// What closing may wait for a broker that may hang, where all of an orderly end may take `timeout`: half of it. The rest is
+/// for storing, and for threads of the broker's client, which may take 3 s to end.
 pub fn grace(timeout: Duration) -> Duration {
-    timeout / 8 * FOR_BROKER
+    timeout / 2
 }
 
 /// Tells of the first signal.
