@@ -243,6 +243,10 @@ impl Config {
             }
         };
         must(!self.outbox.as_os_str().is_empty(), &|| "outbox: no directory given".into());
+        // It may hold a password, and is not shown.
+        must(!self.outbox.to_string_lossy().contains("://"), &|| {
+            "outbox: a directory is expected, this is a URL".into()
+        });
         must(self.first_attempt >= Duration::from_millis(1), &|| "first_attempt: at least 1ms".into());
         must(self.window_messages >= 1, &|| "window_messages: at least 1".into());
         must(self.slots.is_power_of_two(), &|| format!("slots: {} is not a power of two", self.slots));

@@ -71,3 +71,55 @@ fn the_shared_servers_answer() {
     assert_eq!(common::kafka::read_all(&common::kafka_address(), &topic), []);
     assert_eq!(common::redis::read_all(&common::redis_address(), &topic), []);
 }
+
+/// After an export of what `scripts/services env` prints, the script refused to touch the servers of its own set.
+#[cfg(feature = "redis")]
+#[test]
+fn the_script_knows_its_own_servers_whatever_the_environment_names() {
+    use std::process::{Command, Stdio};
+
+    const VARIABLE: &str = "OUTLAST_TEST_REDIS";
+    let server = common::RedisServer::up();
+    let script = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/services");
+    let target = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("it lies in the target directory");
+    let run = |address: &str, words: &[&str]| {
+        let mut command = Command::new(&script);
+        command.args(words).env("OUTLAST_SERVICES_DIR", server.dir()).env("CARGO_TARGET_DIR", target);
+        command.env(VARIABLE, address);
+        let output = command.env_remove("OUTLAST_TEST_KAFKA").stdin(Stdio::null()).output().expect("the script runs");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.success(), text(&output.stdout), text(&output.stderr))
+    };
+    let pid = || std::fs::read_to_string(server.dir().join("redis.pid")).expect("the pid of a server that was up");
+
+    let own = server.address();
+    let first = pid();
+    for words in [["stop", "redis"], ["cont", "redis"], ["start", "redis"], ["up", "redis"]] {
+        let (well, _, said) = run(own, &words);
+        assert!(well, "{words:?}: {said}");
+    }
+    assert_eq!(pid(), first, "it was running: nothing was started");
+    for again in ["start", "up"] {
+        let before = pid();
+        assert!(run(own, &["kill", "redis"]).0);
+        assert!(run(own, &[again, "redis"]).0);
+        assert_ne!(pid(), before, "{again} brought it back");
+        common::redis::command(own, &["PING"]);
+    }
+    assert_eq!(run(own, &["env"]).1, format!("{VARIABLE}={own}\n"));
+
+    // Another server is used as it is, and not touched; neither is the set's own in its stead.
+    let (other, before) = ("127.0.0.1:1", pid());
+    for word in ["kill", "stop", "cont", "start"] {
+        let (well, _, said) = run(other, &[word, "redis"]);
+        assert!(!well && said.contains(other) && said.contains("not for this script to touch"), "{word}: {said}");
+    }
+    let (well, _, said) = run(other, &["up", "redis"]);
+    assert!(well && said.contains("unset OUTLAST_TEST_REDIS"), "{said}");
+    assert_eq!(run(other, &["env"]).1, format!("{VARIABLE}={other}\n"));
+    assert_eq!(pid(), before);
+    common::redis::command(own, &["PING"]);
+
+    assert!(run(own, &["down", "redis"]).0);
+    assert!(!server.dir().join("redis.pid").exists());
+}

@@ -1,6 +1,7 @@
 //! What changes an outbox: it takes the lock, so no producer is on it.
 
 use std::path::Path;
+use std::time::Duration;
 
 use super::{AdminError, Selection};
 use crate::outbox::{Inspected, Outbox, OutboxOptions};
@@ -14,7 +15,15 @@ use crate::wal::Mark;
 /// # Errors
 /// There is no outbox, a producer has it open, or the disk refused: what was requeued until then stays so.
 pub fn requeue(directory: impl AsRef<Path>, which: Selection) -> Result<u64, AdminError> {
-    change(directory.as_ref(), &which, Mark::Requeued)
+    requeue_with(directory, which, Duration::ZERO)
+}
+
+/// As [`requeue`], and waits up to `lock_wait` for a producer that has the outbox open to close it.
+///
+/// # Errors
+/// As `requeue`; a producer has it open for longer than that.
+pub fn requeue_with(directory: impl AsRef<Path>, which: Selection, lock_wait: Duration) -> Result<u64, AdminError> {
+    change(directory.as_ref(), &which, Mark::Requeued, lock_wait)
 }
 
 /// Throws dead letters away, for good. Returns how many.
@@ -22,13 +31,21 @@ pub fn requeue(directory: impl AsRef<Path>, which: Selection) -> Result<u64, Adm
 /// # Errors
 /// There is no outbox, a producer has it open, or the disk refused.
 pub fn purge(directory: impl AsRef<Path>, which: Selection) -> Result<u64, AdminError> {
-    change(directory.as_ref(), &which, Mark::Purged)
+    purge_with(directory, which, Duration::ZERO)
 }
 
-fn change(directory: &Path, which: &Selection, mark: Mark) -> Result<u64, AdminError> {
+/// As [`purge`], and waits up to `lock_wait` for a producer that has the outbox open to close it.
+///
+/// # Errors
+/// As `purge`; a producer has it open for longer than that.
+pub fn purge_with(directory: impl AsRef<Path>, which: Selection, lock_wait: Duration) -> Result<u64, AdminError> {
+    change(directory.as_ref(), &which, Mark::Purged, lock_wait)
+}
+
+fn change(directory: &Path, which: &Selection, mark: Mark, lock_wait: Duration) -> Result<u64, AdminError> {
     // Opening would make an outbox where there is none.
     Inspected::at(directory)?;
-    let outbox = Outbox::open(&OutboxOptions { as_found: true, ..OutboxOptions::new(directory) })?;
+    let outbox = Outbox::open(&OutboxOptions { as_found: true, lock_wait, ..OutboxOptions::new(directory) })?;
     let result = outbox.change_dead(mark, |number, letter| which.takes(number, &letter.outgoing));
     let closed = outbox.close();
     outbox.release();

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{AdminError, DeadMessage, Inspection, PendingMessage, RouteInspection};
+use super::{AdminError, DeadMessage, Inspection, PendingMessage, RouteInspection, Selection};
 use crate::clock;
 use crate::message::Outgoing;
 use crate::outbox::{Inspected, Lifecycle, Status, StatusFile};
@@ -142,14 +142,33 @@ pub fn peek(directory: impl AsRef<Path>, limit: usize) -> Result<Vec<PendingMess
 /// # Errors
 /// There is no outbox, or it cannot be read.
 pub fn dead_letters(directory: impl AsRef<Path>) -> Result<Vec<DeadMessage>, AdminError> {
-    let inspected = Inspected::at(directory.as_ref())?;
     let mut letters = Vec::new();
+    each_dead_letter(directory, &Selection::All, |letter| {
+        letters.push(letter);
+        true
+    })?;
+    Ok(letters)
+}
+
+/// Calls `each` for every selected dead letter, oldest first, until it returns `false`. One of them at a time is in memory,
+/// beside what it was written with.
+///
+/// # Errors
+/// There is no outbox, or it cannot be read.
+pub fn each_dead_letter(
+    directory: impl AsRef<Path>,
+    which: &Selection,
+    mut each: impl FnMut(DeadMessage) -> bool,
+) -> Result<(), AdminError> {
+    let inspected = Inspected::at(directory.as_ref())?;
     if let Some(found) = open(&inspected, inspected.paths.dead())? {
         unsettled(&inspected, &found, |number, entry| {
-            if let Entry::Dead(letter) = entry {
+            if let Entry::Dead(letter) = entry
+                && which.takes(number, &letter.outgoing)
+            {
                 let Outgoing { id, route, message, .. } = letter.outgoing;
                 let time = |millis| clock::system_time(millis).unwrap_or(std::time::UNIX_EPOCH);
-                letters.push(DeadMessage {
+                let wants_more = each(DeadMessage {
                     number,
                     lsn: letter.lsn,
                     id,
@@ -163,9 +182,10 @@ pub fn dead_letters(directory: impl AsRef<Path>) -> Result<Vec<DeadMessage>, Adm
                     last_failure: time(letter.last_failure),
                     message,
                 });
+                return wants_more && !which.ends_at(number);
             }
-            true
+            !which.ends_at(number)
         })?;
     }
-    Ok(letters)
+    Ok(())
 }

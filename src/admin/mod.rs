@@ -16,10 +16,10 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use serde::Serialize;
 
-pub use change::{purge, requeue};
+pub use change::{purge, purge_with, requeue, requeue_with};
 pub use check::{Concerned, Finding, FindingKind, Report, Severity, check, check_with};
-pub use look::{dead_letters, inspect, peek};
-pub use repair::{Action, Repair, Step, plan_repair, repair};
+pub use look::{dead_letters, each_dead_letter, inspect, peek};
+pub use repair::{Action, Repair, Step, plan_repair, plan_repair_with, repair, repair_with};
 
 use crate::message::{Header, Message, MessageId, Outgoing, Route};
 use crate::outbox::{DirectoryError, OutboxError};
@@ -193,6 +193,11 @@ pub enum Selection {
 }
 
 impl Selection {
+    /// Whether none that it takes has a higher number.
+    fn ends_at(&self, number: u64) -> bool {
+        matches!(self, Self::Numbers(numbers) if numbers.iter().all(|wanted| *wanted <= number))
+    }
+
     fn takes(&self, number: u64, outgoing: &Outgoing) -> bool {
         match self {
             Self::All => true,

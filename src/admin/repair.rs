@@ -9,6 +9,7 @@
 //! Each step leaves an outbox that can be opened, or repaired again; after a kill the next repair looks anew and goes on.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -69,7 +70,15 @@ pub struct Repair {
 /// # Errors
 /// There is no outbox, a producer has it open, or it cannot be listed.
 pub fn plan_repair(directory: impl AsRef<Path>) -> Result<Repair, AdminError> {
-    let looked = free(directory.as_ref())?;
+    plan_repair_with(directory, Duration::ZERO)
+}
+
+/// As [`plan_repair`], and waits up to `lock_wait` for a producer that has the outbox open to close it.
+///
+/// # Errors
+/// As `plan_repair`; a producer has it open for longer than that.
+pub fn plan_repair_with(directory: impl AsRef<Path>, lock_wait: Duration) -> Result<Repair, AdminError> {
+    let looked = free(directory.as_ref(), lock_wait)?;
     Ok(planned(looked.report.clone(), &looked))
 }
 
@@ -79,8 +88,16 @@ pub fn plan_repair(directory: impl AsRef<Path>) -> Result<Repair, AdminError> {
 /// # Errors
 /// There is no outbox, a producer has it open, or the disk refused a step: what was done before stays done.
 pub fn repair(directory: impl AsRef<Path>) -> Result<Repair, AdminError> {
+    repair_with(directory, Duration::ZERO)
+}
+
+/// As [`repair`], and waits up to `lock_wait` for a producer that has the outbox open to close it.
+///
+/// # Errors
+/// As `repair`; a producer has it open for longer than that.
+pub fn repair_with(directory: impl AsRef<Path>, lock_wait: Duration) -> Result<Repair, AdminError> {
     let directory = directory.as_ref();
-    let before = free(directory)?;
+    let before = free(directory, lock_wait)?;
     let plan = planned(before.report.clone(), &before);
     if plan.steps.is_empty() {
         return Ok(Repair { done: true, ..plan });
@@ -102,14 +119,22 @@ pub fn repair(directory: impl AsRef<Path>) -> Result<Repair, AdminError> {
     Ok(Repair { steps, done: true, remaining, report: after.report })
 }
 
-/// A look at an outbox that nobody has open.
-fn free(directory: &Path) -> Result<Looked, AdminError> {
-    let inspected = Inspected::at(directory)?;
-    if let Some(holder) = inspected.holder {
-        let (path, waited) = (inspected.paths.lock(), std::time::Duration::ZERO);
-        return Err(DirectoryError::Held { path, holder, waited }.into());
+/// A look at an outbox that is not open; waits up to `lock_wait` for that. Nothing later waits: what was seen here must
+/// not grow old behind a producer that took the outbox meanwhile.
+fn free(directory: &Path, lock_wait: Duration) -> Result<Looked, AdminError> {
+    /// As often as a producer tries the lock.
+    const POLL: Duration = Duration::from_millis(20);
+    let begun = Instant::now();
+    loop {
+        let inspected = Inspected::at(directory)?;
+        let Some(holder) = inspected.holder else { return look(directory, &mut |_, _| {}) };
+        let left = lock_wait.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            let (path, waited) = (inspected.paths.lock(), lock_wait);
+            return Err(DirectoryError::Held { path, holder, waited }.into());
+        }
+        std::thread::sleep(POLL.min(left));
     }
-    look(directory, &mut |_, _| {})
 }
 
 fn in_log(step: &Step) -> bool {

@@ -243,10 +243,23 @@ impl Builder {
         Ok(Producer::new(core))
     }
 
-    /// Checks everything that can be checked without touching a file. Returns the transports.
+    /// Checks everything that can be checked without touching a file: bounds, URLs, options, and how they go together.
+    /// [`open`](Self::open) does so, too; this is for who wants to know before anything else is done.
+    ///
+    /// # Errors
+    /// Of the kind [`OpenErrorKind::Config`]: what is wrong, and what would be right.
+    pub fn validate(&self) -> Result<(), OpenError> {
+        self.check().map(drop)
+    }
+
+    /// As `validate`. Returns the transports.
     fn check(&self) -> Result<Vec<Named>, OpenError> {
         let wrong = |text: String| OpenError::new(OpenErrorKind::Config, text);
         self.config.validate().map_err(|error| wrong(error.to_string()))?;
+        let limits = transport::Limits {
+            max_message_bytes: self.config.max_message_bytes,
+            window_bytes: self.config.window_bytes,
+        };
         let mut transports: Vec<Named> = Vec::new();
         for given in &self.config.transports {
             let url: BrokerUrl = given.url.parse().map_err(|error: transport::UrlError| wrong(error.to_string()))?;
@@ -257,9 +270,10 @@ impl Builder {
                 transport::Scheme::Kafka => Order::Key,
                 transport::Scheme::Redis | transport::Scheme::Rediss => Order::Route,
             };
-            let made = transport::connect(&url).map_err(|error| wrong(error.to_string()))?;
+            let made = transport::connect(&url, limits).map_err(|error| wrong(error.to_string()))?;
             if let Some(destination) = url.destination() {
-                made.check(&Message::to(destination)).map_err(|error| wrong(format!("broker URL: {error}")))?;
+                let checked = made.check(&Message::to(destination));
+                checked.map_err(|error| wrong(url.conceal(format!("broker URL: {error}"))))?;
             }
             transports.push((name, order, made));
         }

@@ -17,6 +17,8 @@ pub(crate) mod fence;
 pub mod kafka;
 #[cfg(feature = "testing")]
 pub(crate) mod memory;
+#[cfg(any(feature = "kafka", feature = "redis"))]
+mod near;
 #[cfg(feature = "redis")]
 pub mod redis;
 pub mod url;
@@ -255,24 +257,36 @@ impl fmt::Debug for Monitor {
 #[error("{0}")]
 pub struct StartError(pub String);
 
+/// What a producer hands to its transports at most.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Bytes of one message.
+    pub max_message_bytes: usize,
+    /// Bytes in flight.
+    pub window_bytes: usize,
+}
+
 /// Makes the transport that a URL describes, without touching the network.
 ///
 /// # Errors
-/// Its options are wrong, or this build lacks the broker.
-pub(crate) fn connect(url: &BrokerUrl) -> Result<Arc<dyn Transport>, StartError> {
-    match url.scheme() {
-        Scheme::Kafka => connect_kafka(url),
+/// Its options are wrong, or do not go with the limits, or this build lacks the broker.
+pub(crate) fn connect(url: &BrokerUrl, limits: Limits) -> Result<Arc<dyn Transport>, StartError> {
+    let connected = match url.scheme() {
+        Scheme::Kafka => connect_kafka(url, limits),
         Scheme::Redis | Scheme::Rediss => connect_redis(url),
-    }
+    };
+    connected.map_err(|error| StartError(url.conceal(error.0)))
 }
 
 #[cfg(feature = "kafka")]
-fn connect_kafka(url: &BrokerUrl) -> Result<Arc<dyn Transport>, StartError> {
-    Ok(Arc::new(kafka::KafkaTransport::new(kafka::KafkaConfig::from_url(url)?)?))
+fn connect_kafka(url: &BrokerUrl, limits: Limits) -> Result<Arc<dyn Transport>, StartError> {
+    let transport = kafka::KafkaTransport::new(kafka::KafkaConfig::from_url(url)?)?;
+    transport.check_limits(limits)?;
+    Ok(Arc::new(transport))
 }
 
 #[cfg(not(feature = "kafka"))]
-fn connect_kafka(_: &BrokerUrl) -> Result<Arc<dyn Transport>, StartError> {
+fn connect_kafka(_: &BrokerUrl, _: Limits) -> Result<Arc<dyn Transport>, StartError> {
     Err(StartError("broker URL: scheme: this program was built without Kafka (feature `kafka`)".into()))
 }
 

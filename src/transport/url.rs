@@ -84,6 +84,8 @@ pub struct BrokerUrl {
     pub(crate) database: Option<i64>,
     pub(crate) destination: Option<String>,
     pub(crate) options: Vec<(String, String)>,
+    /// What may be the rest of a password: see `conceal`.
+    doubtful: Vec<String>,
 }
 
 impl BrokerUrl {
@@ -113,6 +115,18 @@ impl BrokerUrl {
         self.destination.as_deref()
     }
 
+    /// The same text, unless it repeats what may be the rest of a password. In `redis://user:1?a=b@host`, where a `?` should
+    /// have been escaped, `1` is a port and `a` an option to us: no error shows what stands between the hosts and the last
+    /// `@`.
+    pub(crate) fn conceal(&self, text: String) -> String {
+        if !self.doubtful.iter().any(|doubtful| text.contains(doubtful.as_str())) {
+            return text;
+        }
+        "broker URL: an option, or the topic, is wrong. It is not shown, since an `@` stands behind it, and it may be the \
+         rest of a password; in a password write / as %2F, ? as %3F, & as %26 and @ as %40"
+            .to_owned()
+    }
+
     /// Whether a password would be used, and the URL gives none in either way.
     pub(crate) fn lacks_password(&self) -> bool {
         let option = |wanted: &str| self.options.iter().find(|(name, _)| name == wanted).map(|(_, value)| value);
@@ -126,10 +140,10 @@ impl BrokerUrl {
             }
     }
 
-    /// Sets the password, where the URL has none.
+    /// Sets the password, where the URL has none. An empty one is none.
     pub(crate) fn or_password(mut self, password: Option<&str>) -> Self {
         if self.password.is_none() {
-            self.password = password.map(str::to_owned);
+            self.password = password.filter(|password| !password.is_empty()).map(str::to_owned);
         }
         self
     }
@@ -165,12 +179,17 @@ impl BrokerUrl {
                     user_info.split_once(':').map_or((user_info, None), |(user, password)| (user, Some(password)));
                 let user = decode("user", user)?;
                 let password = password.map(|password| decode("password", password)).transpose()?;
-                ((!user.is_empty()).then_some(user), password)
+                let user = (!user.is_empty()).then_some(user);
+                // An empty one is what a template leaves of a password that is not set. With a user it may be meant: Redis
+                // has users who need none.
+                let password = password.filter(|password| user.is_some() || !password.is_empty());
+                (user, password)
             }
         };
         let hosts = hosts.split(',').map(|host| parse_host(scheme, host)).collect::<Result<Vec<_>, _>>()?;
         let options = query.map(parse_query).transpose()?.unwrap_or_default();
-        let mut url = Self { scheme, user, password, hosts, database: None, destination: None, options };
+        let doubtful = doubtful(path, query);
+        let mut url = Self { scheme, user, password, hosts, database: None, destination: None, options, doubtful };
         match scheme {
             Scheme::Kafka => url.take_topic(path)?,
             Scheme::Redis | Scheme::Rediss => url.take_database_and_stream(path)?,
@@ -250,6 +269,17 @@ fn parse_query(query: &str) -> Result<Vec<(String, String)>, UrlError> {
             Ok((decode("option", name)?, decode("option", value)?))
         })
         .collect()
+}
+
+/// The parts of path and query before the last `@` in them, as they are and as they are read.
+fn doubtful(path: Option<&str>, query: Option<&str>) -> Vec<String> {
+    let parts: Vec<&str> = path.into_iter().chain(query.into_iter().flat_map(|query| query.split('&'))).collect();
+    let Some(last) = parts.iter().rposition(|part| part.contains('@')) else { return Vec::new() };
+    let words = parts[..=last].iter().flat_map(|part| std::iter::once(*part).chain(part.splitn(2, '=')));
+    let read = |word: &str| percent_decode_str(word).decode_utf8_lossy().into_owned();
+    let mut doubtful: Vec<String> = words.flat_map(|word| [word.to_owned(), read(word)]).collect();
+    doubtful.retain(|word| !word.is_empty());
+    doubtful
 }
 
 fn decode(part: &'static str, text: &str) -> Result<String, UrlError> {
@@ -343,6 +373,36 @@ mod tests {
         let error = "kafka://u:p@h:x/t".parse::<BrokerUrl>().unwrap_err();
         let expected = "broker URL: port: what stands there is not a number from 1 to 65535; give kafka://host:port";
         assert_eq!(error.to_string(), expected);
+    }
+
+    /// A `?` or a `/` behind what reads as a port made options and a topic of the rest, and errors about those showed it.
+    #[test]
+    fn what_may_be_the_rest_of_a_password_is_not_shown() {
+        let shown = |url: &str, error: &str| url.parse::<BrokerUrl>().expect(url).conceal(error.to_owned());
+        for (url, error) in [
+            ("redis://u:1?hunter2=x@h", "\"hunter2\" is no option"),
+            ("redis://u:1?a=b&hunter2=x@h", "\"hunter2\" is no option"),
+            ("redis://u:1?maxlen=hunter2@h", "maxlen=\"hunter2@h\": it wants a number"),
+            ("kafka://u:1?hun%74er2=x@h", "option hunter2 is unknown"),
+            ("kafka://u:1/hunter2@h", "\"hunter2@h\" is no legal topic name"),
+        ] {
+            assert!(!shown(url, error).contains("hunter2"), "{url}");
+            assert!(shown(url, error).contains("write / as %2F"), "{url}");
+        }
+        // Behind the `@`, or without one there, it is shown.
+        for url in ["kafka://h/t?sasl.password=p@ss&linger.ms=soon", "redis://u:p@h?linger.ms=soon"] {
+            assert_eq!(shown(url, "option linger.ms: soon"), "option linger.ms: soon");
+        }
+    }
+
+    #[test]
+    fn an_empty_password_is_none_unless_a_user_has_it() {
+        let password = |url: &str| url.parse::<BrokerUrl>().expect(url).password;
+        assert_eq!(password("redis://:@h"), None);
+        assert_eq!(password("kafka://:@h"), None);
+        assert_eq!(password("redis://u:@h").as_deref(), Some(""));
+        let given = |password| "redis://h".parse::<BrokerUrl>().unwrap().or_password(Some(password)).password;
+        assert_eq!((given(""), given("p").as_deref()), (None, Some("p")));
     }
 
     #[test]

@@ -42,6 +42,11 @@ macro_rules! server {
                 &self.0.address
             }
 
+            /// Where its data lies, for `scripts/services`.
+            pub fn dir(&self) -> &Path {
+                &self.0.dir
+            }
+
             /// SIGKILL.
             pub fn kill(&self) {
                 self.0.script("kill");

@@ -1,14 +1,17 @@
 //! The command line, as clap reads it.
 //!
 //! None of these types shows itself (`Debug`): a URL may hold a password. For the same reason `--to` is read as
-//! text and parsed later, since clap repeats a value that it refuses.
+//! text and parsed later, since clap repeats a value that it refuses; what it repeats of a URL in a wrong place is taken out
+//! in `conceal`.
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::TypedValueParser;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::produce::KeyFrom;
+use crate::values::{at_least, path, size};
 
 /// Where messages wait unless told otherwise: in the working directory, where it is seen.
 const DEFAULT_OUTBOX: &str = "outlast-outbox";
@@ -57,6 +60,7 @@ const PRODUCE_HELP: &str = "\
 URL: kafka://host:port[,host:port]/TOPIC[?librdkafka.option=…]
      redis://[user[:password]@]host:port[/db]?stream=NAME, or rediss://… for TLS
 A password comes from the URL, from --password-file or from the variable OUTLAST_PASSWORD.
+DURATION: such as 500ms, 90s or 5m; SIZE: a number of bytes, such as 8388608, 8MiB or 8MB.
 
 Exit code: 0 everything was delivered; 3 everything was accepted, some of it is still in the outbox (`outlast drain` \
 delivers it) or became a dead letter (`outlast dead list`); 1 something was not accepted; 2 wrong usage.";
@@ -90,7 +94,7 @@ Exit code: without --yes, 0 if there is nothing to do, else 1; with it, 0 if no 
 #[derive(clap::Args)]
 pub struct Check {
     /// The outbox's directory
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX)]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX, value_parser = path())]
     pub outbox: PathBuf,
     /// Print JSON
     #[arg(long)]
@@ -100,7 +104,7 @@ pub struct Check {
 #[derive(clap::Args)]
 pub struct Repair {
     /// The outbox's directory
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX)]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX, value_parser = path())]
     pub outbox: PathBuf,
     /// Do it
     #[arg(long)]
@@ -108,6 +112,26 @@ pub struct Repair {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+    #[command(flatten)]
+    pub lock: LockWait,
+}
+
+/// For commands that take the outbox's lock.
+#[derive(clap::Args)]
+pub struct LockWait {
+    /// If another process has the outbox open, wait this long for it, such as 90s or 5m
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = humantime::parse_duration)]
+    pub lock_wait: Duration,
+}
+
+/// For commands that end in order when a signal asks them to.
+#[derive(clap::Args)]
+pub struct StopTimeout {
+    /// After Ctrl-C or SIGTERM: end within this long, and store what is still in flight by then; at least 1s. The default
+    /// fits within the 10s of `docker stop`
+    #[arg(long, value_name = "DURATION", default_value = "8s",
+        value_parser = humantime::parse_duration.try_map(|it| at_least(Duration::from_secs(1), it)))]
+    pub stop_timeout: Duration,
 }
 
 #[derive(clap::Args)]
@@ -116,7 +140,7 @@ pub struct Broker {
     #[arg(long, value_name = "URL")]
     pub to: String,
     /// A file whose first line is the password; else the variable OUTLAST_PASSWORD is looked at
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path())]
     pub password_file: Option<PathBuf>,
 }
 
@@ -125,7 +149,7 @@ pub struct Produce {
     #[command(flatten)]
     pub broker: Broker,
     /// The outbox's directory; made if it is not there
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX)]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX, value_parser = path())]
     pub outbox: PathBuf,
     /// direct: to the broker first, to the outbox if that fails; write-ahead: to the outbox first
     #[arg(long, value_enum, default_value = "direct")]
@@ -148,16 +172,28 @@ pub struct Produce {
     pub window: u32,
     /// A file that gets LINE<TAB>delivered or LINE<TAB>stored for each accepted line, in the order of the input, up to
     /// the first that is not accepted (to go on behind its last line leaves none out); appended to if it is there
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", value_parser = path())]
     pub ack_log: Option<PathBuf>,
     /// At the end of the input: wait this long, such as 90s or 5m, for pending messages
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
     pub drain_timeout: Duration,
+    /// In --mode direct: how long the broker may take to acknowledge a message before it is stored as well, at least 1ms
+    #[arg(long, value_name = "DURATION", default_value = "5s",
+        value_parser = humantime::parse_duration.try_map(|it| at_least(Duration::from_millis(1), it)))]
+    pub first_attempt: Duration,
+    /// Bytes of a line and its key, at most; 16MiB less 4KiB is the highest limit. Kafka's own limit is 1MiB, unless
+    /// `message.max.bytes` there is higher
+    #[arg(long, value_name = "SIZE", default_value = "1MiB", value_parser = size)]
+    pub max_message_bytes: usize,
+    #[command(flatten)]
+    pub lock: LockWait,
+    #[command(flatten)]
+    pub stop: StopTimeout,
     /// Print the summary as JSON, on standard output
     #[arg(long)]
     pub json: bool,
     /// The input; - is standard input
-    #[arg(value_name = "FILE", default_value = "-")]
+    #[arg(value_name = "FILE", default_value = "-", value_parser = path())]
     pub input: PathBuf,
 }
 
@@ -166,17 +202,21 @@ pub struct Drain {
     #[command(flatten)]
     pub broker: Broker,
     /// The outbox's directory
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX)]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX, value_parser = path())]
     pub outbox: PathBuf,
     /// Give up waiting after this long, such as 90s or 5m; without it, wait until everything is delivered
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pub timeout: Option<Duration>,
+    #[command(flatten)]
+    pub lock: LockWait,
+    #[command(flatten)]
+    pub stop: StopTimeout,
 }
 
 #[derive(clap::Args)]
 pub struct Status {
     /// The outbox's directory
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX)]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX, value_parser = path())]
     pub outbox: PathBuf,
     /// Print JSON
     #[arg(long)]
@@ -186,7 +226,7 @@ pub struct Status {
 #[derive(clap::Args)]
 pub struct Peek {
     /// The outbox's directory
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX)]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX, value_parser = path())]
     pub outbox: PathBuf,
     /// Messages to show, at most
     #[arg(long, value_name = "N", default_value = "10")]
@@ -217,7 +257,7 @@ pub enum DeadCommand {
 #[derive(clap::Args)]
 pub struct DeadList {
     /// The outbox's directory
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX)]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX, value_parser = path())]
     pub outbox: PathBuf,
     /// Print a line of JSON a dead letter
     #[arg(long)]
@@ -227,7 +267,7 @@ pub struct DeadList {
 #[derive(clap::Args)]
 pub struct DeadShow {
     /// The outbox's directory
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX)]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX, value_parser = path())]
     pub outbox: PathBuf,
     /// Print a line of JSON a dead letter
     #[arg(long)]
@@ -240,10 +280,12 @@ pub struct DeadShow {
 #[derive(clap::Args)]
 pub struct DeadChange {
     /// The outbox's directory
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX)]
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX, value_parser = path())]
     pub outbox: PathBuf,
     #[command(flatten)]
     pub which: Which,
+    #[command(flatten)]
+    pub lock: LockWait,
 }
 
 #[derive(clap::Args)]
@@ -267,7 +309,7 @@ pub struct Which {
 #[derive(clap::Args)]
 pub struct Demo {
     /// Lines to send; without it, some are made up
-    #[arg(value_name = "FILE")]
+    #[arg(value_name = "FILE", value_parser = path())]
     pub input: Option<PathBuf>,
 }
 

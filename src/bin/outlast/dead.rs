@@ -1,6 +1,6 @@
 //! `outlast dead`: messages the broker will never take, and what an operator decides about them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use outlast::Route;
 use outlast::admin::{self, DeadMessage, Selection};
@@ -18,14 +18,16 @@ pub fn run(args: &Dead) -> Result<Exit, Problem> {
         DeadCommand::Show(args) => show(args),
         DeadCommand::Requeue(args) => {
             let missing = missing(args)?;
-            let changed = admin::requeue(&args.outbox, selection(&args.which)?).map_err(Problem::failed)?;
+            let changed = admin::requeue_with(&args.outbox, selection(&args.which)?, args.lock.lock_wait)
+                .map_err(Problem::failed)?;
             found(changed, &args.which)?;
             output::line(&format!("pending again: {}", counted(changed, "message")))?;
             all_found(&missing)
         }
         DeadCommand::Purge(args) => {
             let missing = missing(args)?;
-            let changed = admin::purge(&args.outbox, selection(&args.which)?).map_err(Problem::failed)?;
+            let changed = admin::purge_with(&args.outbox, selection(&args.which)?, args.lock.lock_wait)
+                .map_err(Problem::failed)?;
             found(changed, &args.which)?;
             output::line(&format!("purged: {}", counted(changed, "dead letter")))?;
             all_found(&missing)
@@ -47,8 +49,9 @@ fn missing(args: &DeadChange) -> Result<Vec<u64>, Problem> {
     if named.is_empty() {
         return Ok(Vec::new());
     }
-    let there: HashSet<u64> =
-        admin::dead_letters(&args.outbox).map_err(Problem::failed)?.iter().map(|dead| dead.number).collect();
+    let mut there = HashSet::new();
+    admin::each_dead_letter(&args.outbox, &Selection::Numbers(named.clone()), |dead| there.insert(dead.number))
+        .map_err(Problem::failed)?;
     Ok(named.iter().copied().filter(|number| !there.contains(number)).collect())
 }
 
@@ -63,29 +66,24 @@ fn all_found(missing: &[u64]) -> Result<Exit, Problem> {
 }
 
 fn list(args: &DeadList) -> Result<Exit, Problem> {
-    for dead in admin::dead_letters(&args.outbox).map_err(Problem::failed)? {
-        if args.json {
-            output::json(&as_json(&dead))?;
-        } else {
-            output::line(&format!(
-                "{} {} {}: {}",
-                dead.number,
-                dead.id,
-                escaped(&dead.route.to_string()),
-                escaped(&dead.reason)
-            ))?;
-        }
-    }
-    Ok(Exit::Done)
+    let mut printed = Ok(());
+    // One at a time: there may be more of them than fit into the memory.
+    let read = admin::each_dead_letter(&args.outbox, &Selection::All, |dead| {
+        printed = if args.json { output::json(&as_json(&dead)) } else { output::line(&in_one_line(&dead)) };
+        printed.is_ok()
+    });
+    read.map_err(Problem::failed)?;
+    printed.map(|()| Exit::Done)
 }
 
 fn show(args: &DeadShow) -> Result<Exit, Problem> {
-    let dead_letters = admin::dead_letters(&args.outbox).map_err(Problem::failed)?;
+    let mut dead_letters = HashMap::new();
+    let selection = Selection::Numbers(args.numbers.clone());
+    admin::each_dead_letter(&args.outbox, &selection, |dead| dead_letters.insert(dead.number, dead).is_none())
+        .map_err(Problem::failed)?;
     for number in &args.numbers {
-        let dead = dead_letters
-            .iter()
-            .find(|dead| dead.number == *number)
-            .ok_or_else(|| Problem::failed(format!("there is no dead letter {number}")))?;
+        let dead =
+            dead_letters.get(number).ok_or_else(|| Problem::failed(format!("there is no dead letter {number}")))?;
         if args.json {
             output::json(&as_json(dead))?;
         } else {
@@ -111,6 +109,11 @@ fn selection(args: &Which) -> Result<Selection, Problem> {
     }
     // clap has made sure that one of them was given.
     Ok(if args.all { Selection::All } else { Selection::Numbers(args.numbers.clone()) })
+}
+
+fn in_one_line(dead: &DeadMessage) -> String {
+    let (route, reason) = (escaped(&dead.route.to_string()), escaped(&dead.reason));
+    format!("{} {} {route}: {reason}", dead.number, dead.id)
 }
 
 fn in_words(dead: &DeadMessage) -> Vec<String> {

@@ -1,9 +1,6 @@
 //! `outlast drain`: delivers what an outbox still holds.
 
-use std::future::poll_fn;
-use std::pin::pin;
-use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outlast::Producer;
 
@@ -13,8 +10,8 @@ use crate::open::{self, Destination, GRACE_AFTER_WAIT};
 use crate::output::{self, counted};
 use crate::signals::Stop;
 
-/// "Until it is done": a hundred years.
-const FOR_EVER: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+/// How often it is looked whether what is still pending is for other brokers. Costs a thread and a look at the counts.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// Waits until nothing is pending, or the time is up, or a signal comes.
 pub fn run(args: &Drain) -> Result<Exit, Problem> {
@@ -23,17 +20,15 @@ pub fn run(args: &Drain) -> Result<Exit, Problem> {
     if !args.outbox.is_dir() {
         return Err(Problem::failed(format!("there is no outbox at {outbox}")));
     }
-    let mut stop = Stop::listen()?;
-    let producer = open::open(destination.config(&args.outbox))?;
+    let builder = open::check(destination.config(&args.outbox, &args.lock))?;
+    let mut stop = Stop::listen(args.stop.stop_timeout)?;
+    let producer = open::open(builder, &mut stop)?;
     let dead_before = producer.stats().dead;
     refuse_another_broker(&producer)?;
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(Problem::failed)?;
     let closed = runtime.block_on(async {
-        {
-            let mut drained = pin!(producer.drained(args.timeout.unwrap_or(FOR_EVER)));
-            poll_fn(|cx| if stop.poll(cx).is_ready() { Poll::Ready(()) } else { drained.as_mut().poll(cx).map(drop) })
-                .await;
-        }
+        // `close` says what is still pending.
+        let _ = stop.or(drained(&producer, args.timeout)).await;
         producer.close(GRACE_AFTER_WAIT).await
     });
     let closed = closed.map_err(Problem::failed)?;
@@ -49,6 +44,23 @@ pub fn run(args: &Drain) -> Result<Exit, Problem> {
         output::say(format_args!("still pending: {messages}; why: outlast status --outbox {outbox}"));
     }
     Ok(if closed.pending > 0 || dead > 0 { Exit::Pending } else { Exit::Done })
+}
+
+/// Waits until nothing for this broker is pending, for `timeout` at most.
+async fn drained(producer: &Producer, timeout: Option<Duration>) {
+    let begun = Instant::now();
+    loop {
+        let left = timeout.map_or(Duration::MAX, |timeout| timeout.saturating_sub(begun.elapsed()));
+        let asked = Instant::now();
+        match producer.drained(left.min(LOOK)).await {
+            Ok(()) => return,
+            // The time is up; or it could not be waited for, and asking on and on would not change that.
+            Err(_) if left <= LOOK || asked.elapsed() < LOOK => return,
+            // What is for others waits for them, not for us.
+            Err(waiting) if waiting.pending <= open::for_others(&producer.stats()) => return,
+            Err(_) => {}
+        }
+    }
 }
 
 /// Nothing would ever be delivered, and nobody told why.

@@ -2,6 +2,7 @@
 
 mod args;
 mod check;
+mod conceal;
 mod dead;
 #[cfg(feature = "kafka")]
 mod demo;
@@ -14,6 +15,7 @@ mod produce;
 mod repair;
 mod signals;
 mod status;
+mod values;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
@@ -24,7 +26,10 @@ use tracing_subscriber::EnvFilter;
 use args::{Args, Command};
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return conceal::exit(&error),
+    };
     log_to_stderr();
     let done = match args.command {
         Command::Produce(args) => produce::run(&args),

@@ -5,18 +5,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use outlast::{BrokerUrl, Config, OpenErrorKind, Producer, RouteStats, Stats, TransportConfig};
+use outlast::{BrokerUrl, Builder, Config, OpenErrorKind, Producer, RouteStats, Stats, TransportConfig};
 
-use crate::args::Broker;
+use crate::args::{Broker, LockWait};
 use crate::exit::Problem;
 use crate::output::{self, counted};
+use crate::signals::Stop;
 
 /// Where a password may come from without being seen in the list of processes.
 const PASSWORD_VARIABLE: &str = "OUTLAST_PASSWORD";
+/// Letters by which another name may differ and still be a slip: OUTLAST_PWORD.
+const MISSPELT: usize = 3;
 
-/// How long closing waits for what is in flight, after Ctrl-C.
-pub const GRACE: Duration = Duration::from_secs(10);
-/// The same after a wait for everything that was pending, in vain or not.
+/// How long closing waits for what is in flight after a wait for everything that was pending, in vain or not.
 pub const GRACE_AFTER_WAIT: Duration = Duration::from_secs(1);
 
 /// A broker as the command line names it, found to be well-formed.
@@ -39,9 +40,10 @@ impl Destination {
     }
 
     /// Settings for a producer with this broker as its only transport; the rest are defaults.
-    pub fn config(&self, outbox: &Path) -> Config {
+    pub fn config(&self, outbox: &Path, lock: &LockWait) -> Config {
         let transport = TransportConfig { name: None, url: self.url.clone(), password: self.password.clone() };
-        Config { outbox: outbox.to_owned(), transports: vec![transport], ..Config::default() }
+        let lock_wait = lock.lock_wait;
+        Config { outbox: outbox.to_owned(), transports: vec![transport], lock_wait, ..Config::default() }
     }
 }
 
@@ -64,13 +66,53 @@ fn password_of(file: &Path) -> Result<String, Problem> {
     }
 }
 
-/// Opens the outbox, and says what was pending in it.
-pub fn open(config: Config) -> Result<Producer, Problem> {
+/// Checks everything that can be checked before anything is touched.
+pub fn check(config: Config) -> Result<Builder, Problem> {
+    config
+        .validate()
+        .map_err(|e| Problem::usage(e.0.iter().map(|wrong| as_option(wrong)).collect::<Vec<_>>().join("; ")))?;
     let builder = match password_around()? {
         Some(password) => Producer::builder().password(password),
         None => Producer::builder(),
     };
-    let producer = builder.config(config).open_blocking().map_err(|e| match e.kind() {
+    hint_at_variable();
+    let builder = builder.config(config);
+    builder.validate().map_err(Problem::usage)?;
+    Ok(builder)
+}
+
+/// What is wrong with a setting, under the name that it has here.
+fn as_option(wrong: &str) -> String {
+    match wrong.split_once(':') {
+        Some((setting @ ("first_attempt" | "max_message_bytes"), reason)) => {
+            format!("--{}:{reason}", setting.replace('_', "-"))
+        }
+        _ => wrong.to_owned(),
+    }
+}
+
+/// Names a variable that is not read, and was probably meant to be the password's. Does not show its value.
+fn hint_at_variable() {
+    if std::env::var_os(PASSWORD_VARIABLE).is_some() {
+        return;
+    }
+    let near = |name: &String| {
+        let misspelt = || strsim::damerau_levenshtein(name, PASSWORD_VARIABLE) <= MISSPELT;
+        name.starts_with("OUTLAST_PASS") || name.starts_with("OUTLAST_") && misspelt()
+    };
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for name in names.filter(near) {
+        output::say(format_args!("the variable {name} is not read; did you mean {PASSWORD_VARIABLE}?"));
+    }
+}
+
+/// Opens the outbox, and says what was pending in it. A signal ends the wait for another process's lock.
+pub fn open(builder: Builder, stop: &mut Stop) -> Result<Producer, Problem> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(Problem::failed)?;
+    let Some(opened) = runtime.block_on(stop.or(builder.open())) else {
+        return Err(Problem::failed("stopped by a signal before the outbox was open: nothing was read or sent"));
+    };
+    let producer = opened.map_err(|e| match e.kind() {
         OpenErrorKind::Config => Problem::usage(e),
         _ => Problem::failed(e),
     })?;
@@ -83,12 +125,21 @@ pub fn open(config: Config) -> Result<Producer, Problem> {
     Ok(producer)
 }
 
+/// Whether the command line names the broker of a route.
+fn is_named(stats: &Stats, route: &RouteStats) -> bool {
+    stats.transports.iter().any(|named| *named.name == *route.route.transport)
+}
+
+/// Messages that wait for a broker that the command line does not name.
+pub fn for_others(stats: &Stats) -> u64 {
+    stats.routes.iter().filter(|route| !is_named(stats, route)).map(|route| route.pending).sum()
+}
+
 /// What waits for a broker that the command line does not name, and that it does.
 pub fn not_configured(stats: &Stats) -> Vec<(String, String)> {
-    let named = |route: &RouteStats| stats.transports.iter().any(|named| *named.name == *route.route.transport);
     let waiting = |route: &RouteStats| format!("{} for {}", counted(route.pending, "message"), route.route);
     let reason = |route: &RouteStats| route.blocked.as_ref().map_or(String::new(), |blocked| blocked.reason.clone());
-    let others = stats.routes.iter().filter(|route| route.pending > 0 && !named(route));
+    let others = stats.routes.iter().filter(|route| route.pending > 0 && !is_named(stats, route));
     others.map(|route| (waiting(route), reason(route))).collect()
 }
 

@@ -9,7 +9,8 @@ use crate::output::{self, count};
 
 /// Plans or acts; refused while a producer has the outbox.
 pub fn run(args: &args::Repair) -> Result<Exit, Problem> {
-    let repair = if args.yes { admin::repair(&args.outbox) } else { admin::plan_repair(&args.outbox) };
+    let (outbox, wait) = (&args.outbox, args.lock.lock_wait);
+    let repair = if args.yes { admin::repair_with(outbox, wait) } else { admin::plan_repair_with(outbox, wait) };
     let repair = repair.map_err(Problem::failed)?;
     if args.json {
         output::json(&repair)?;

@@ -14,9 +14,11 @@ use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, DefaultProducerContext};
 use serde::Deserialize;
 
+use super::ffi;
 use super::fixed::check_fixed;
 use super::partitioner::Partitioner;
 use super::security::check_security;
+use crate::transport::near::near;
 use crate::transport::{BrokerUrl, StartError};
 
 /// librdkafka's own default of `batch.size`.
@@ -72,7 +74,7 @@ impl KafkaConfig {
         let options = url.options.iter().map(|(name, value)| (name.as_str(), value));
         for (name, value) in credentials.chain(options) {
             if config.options.insert(name.to_owned(), value.clone()).is_some() {
-                return Err(StartError(format!("broker URL: option: `{name}` is given twice")));
+                return Err(StartError(url.conceal(format!("broker URL: option: `{name}` is given twice"))));
             }
         }
         Ok(config)
@@ -306,7 +308,7 @@ fn creation_error(error: &KafkaError, options: &BTreeMap<String, String>) -> Str
             if !options.contains_key(name) {
                 format!("librdkafka refuses {name}: {text}")
             } else if !known {
-                format!("option {name} is unknown: use the name of one of librdkafka's configuration properties")
+                unknown(name)
             } else if is_harmless(name) || !text.contains(value.as_str()) {
                 format!("option {name}: {text}")
             } else {
@@ -316,6 +318,22 @@ fn creation_error(error: &KafkaError, options: &BTreeMap<String, String>) -> Str
         KafkaError::ClientCreation(text) => format!("librdkafka refuses the options: {text}"),
         other => format!("librdkafka refuses the options: {other}"),
     }
+}
+
+/// Of librdkafka's aliases, which it does not list, those that people know their properties by.
+const ALIASES: [&str; 7] =
+    ["acks", "bootstrap.servers", "compression.type", "delivery.timeout.ms", "linger.ms", "retries", "sasl.mechanism"];
+
+fn unknown(option: &str) -> String {
+    if ["topic", "topics", "stream"].contains(&option) {
+        return format!("option {option} is unknown: the topic goes behind the broker, as in kafka://host:port/TOPIC");
+    }
+    let names = ffi::property_names();
+    let meant = match near(option, names.iter().map(String::as_str).chain(ALIASES)) {
+        Some(near) => format!("did you mean {near}? Options are"),
+        None => "use the name of one of".to_owned(),
+    };
+    format!("option {option} is unknown: {meant} librdkafka's configuration properties")
 }
 
 #[cfg(test)]

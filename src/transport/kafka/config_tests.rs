@@ -36,9 +36,19 @@ fn options_that_break_the_promise_are_refused_with_the_right_form() {
 
 #[test]
 fn unknown_options_and_bad_values_are_refused_by_librdkafka_with_their_name() {
-    assert!(refusal("lingr.ms", "5").contains("lingr.ms is unknown"));
+    assert!(refusal("lingr.ms", "5").contains("lingr.ms is unknown: did you mean linger.ms?"));
+    // A property of topics, and one that is like no other.
+    assert!(refusal("message_timeout_msec", "0").contains("did you mean message.timeout.ms?"));
+    assert!(refusal("colour", "red").contains("the name of one of librdkafka's configuration properties"));
     assert!(refusal("linger.ms", "soon").contains("linger.ms"));
     assert!(refusal("compression.type", "lzma").contains("compression.type"));
+}
+
+#[test]
+fn a_topic_among_the_options_is_sent_to_its_place() {
+    for name in ["topic", "stream"] {
+        assert!(refusal(name, "orders").contains("kafka://host:port/TOPIC"), "{name}");
+    }
 }
 
 #[test]

@@ -1,12 +1,13 @@
-//! The four calls of librdkafka that rdkafka does not wrap. The only `unsafe` of the transport.
+//! The calls of librdkafka that rdkafka does not wrap. The only `unsafe` of the transport.
 
 use std::ffi::CStr;
 use std::ptr;
 use std::time::Duration;
 
 use rdkafka::bindings::{
-    rd_kafka_brokers_add, rd_kafka_message_status, rd_kafka_metadata, rd_kafka_metadata_destroy, rd_kafka_msg_status_t,
-    rd_kafka_test_fatal_error,
+    rd_kafka_brokers_add, rd_kafka_conf_destroy, rd_kafka_conf_dump, rd_kafka_conf_dump_free, rd_kafka_conf_new,
+    rd_kafka_message_status, rd_kafka_metadata, rd_kafka_metadata_destroy, rd_kafka_msg_status_t,
+    rd_kafka_test_fatal_error, rd_kafka_topic_conf_destroy, rd_kafka_topic_conf_dump, rd_kafka_topic_conf_new,
 };
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::RDKafkaErrorCode;
@@ -60,4 +61,24 @@ pub(super) fn raise_fatal<C: ClientContext>(client: &Client<C>) {
             REASON.as_ptr(),
         );
     }
+}
+
+/// The names of librdkafka's configuration properties, without their aliases.
+pub(super) fn property_names() -> Vec<String> {
+    let (mut names, mut count) = (Vec::new(), 0);
+    // SAFETY: both configurations are made here and freed here, once. A dump is an array of `count` C strings, names and
+    // values in turn, which is ours until it is freed with that count; a value may be null, a name is not.
+    unsafe {
+        let global = rd_kafka_conf_new();
+        let dump = rd_kafka_conf_dump(global, &mut count);
+        names.extend((0..count).step_by(2).map(|at| CStr::from_ptr(*dump.add(at)).to_string_lossy().into_owned()));
+        rd_kafka_conf_dump_free(dump, count);
+        rd_kafka_conf_destroy(global);
+        let topic = rd_kafka_topic_conf_new();
+        let dump = rd_kafka_topic_conf_dump(topic, &mut count);
+        names.extend((0..count).step_by(2).map(|at| CStr::from_ptr(*dump.add(at)).to_string_lossy().into_owned()));
+        rd_kafka_conf_dump_free(dump, count);
+        rd_kafka_topic_conf_destroy(topic);
+    }
+    names
 }

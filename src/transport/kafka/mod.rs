@@ -56,7 +56,7 @@ use self::seat::Seat;
 use self::signal::{Bell, Latch};
 use self::solo::Solo;
 use self::topics::Topics;
-use super::{Class, Failure, Handover, Monitor, Refused, Scope, StartError, Transport};
+use super::{Class, Failure, Handover, Limits, Monitor, Refused, Scope, StartError, Transport};
 use crate::clock;
 use crate::message::{Body, Message, Outgoing};
 
@@ -118,6 +118,11 @@ impl KafkaTransport {
             stopped: Latch::default(),
         };
         Ok(Self { shared: Arc::new(shared), inbox: Mutex::new(Some(inbox)), threads: Mutex::new(Vec::new()) })
+    }
+
+    /// Checks that the options leave room for the messages of a producer with these limits.
+    pub(super) fn check_limits(&self, limits: Limits) -> Result<(), StartError> {
+        self.shared.settings.client(limits.max_message_bytes, limits.window_bytes).map(drop)
     }
 
     fn spawn(&self, name: &str, work: impl FnOnce(&Arc<Shared>) + Send + 'static) -> Result<(), StartError> {

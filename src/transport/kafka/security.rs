@@ -27,6 +27,9 @@ pub(super) fn check_security(options: &BTreeMap<String, String>) -> Result<(), S
             )));
         }
     }
+    if options.get("sasl.password").is_some_and(String::is_empty) {
+        return Err(StartError("option sasl.password is empty: Kafka has no user without a password".to_owned()));
+    }
     check_files(options)
 }
 

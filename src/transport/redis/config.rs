@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use crate::message::ID_HEADER;
 use crate::transport::StartError;
+use crate::transport::near::near;
 use crate::transport::url::{BrokerUrl, Scheme};
 
 /// Redis listens here unless it was told otherwise.
@@ -20,6 +21,22 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(30);
 /// DESIGN.md 9.
 const RECONNECT_CAP: Duration = Duration::from_secs(30);
+
+/// The options of a URL, the stream's name among them.
+const OPTIONS: [&str; 12] = [
+    "stream",
+    "maxlen",
+    "minid",
+    "ca-file",
+    "certificate-file",
+    "private-key-file",
+    "connect-timeout",
+    "response-timeout",
+    "payload-field",
+    "key-field",
+    "id-field",
+    "header-prefix",
+];
 
 /// How to reach a Redis server, and how messages are written to its streams.
 ///
@@ -182,9 +199,10 @@ impl RedisConfig {
         for (index, (name, value)) in url.options.iter().enumerate() {
             // The first `stream` is no option any more.
             if name == "stream" || url.options[..index].iter().any(|(before, _)| before == name) {
-                return Err(StartError(format!("{name} is given twice in the Redis URL: once is right")));
+                let text = format!("{name} is given twice in the Redis URL: once is right");
+                return Err(StartError(url.conceal(text)));
             }
-            config.set_option(name, value)?;
+            config.set_option(name, value).map_err(|error| StartError(url.conceal(error.0)))?;
         }
         Ok(config)
     }
@@ -209,7 +227,7 @@ impl RedisConfig {
             "key-field" => self.fields.key = value.to_owned(),
             "id-field" => self.fields.id = value.to_owned(),
             "header-prefix" => self.fields.header_prefix = value.to_owned(),
-            other => return Err(StartError(format!("{other:?} is no option of a Redis URL"))),
+            other => return Err(unknown(other)),
         }
         Ok(())
     }
@@ -273,6 +291,14 @@ impl RedisConfig {
     }
 }
 
+fn unknown(option: &str) -> StartError {
+    let meant = match near(option, OPTIONS) {
+        Some(near) => format!("did you mean {near}?"),
+        None => format!("they are {}", OPTIONS.join(", ")),
+    };
+    StartError(format!("{option:?} is no option of a Redis URL: {meant}"))
+}
+
 fn is_entry_id(text: &str) -> bool {
     let (millis, sequence) = text.split_once('-').unwrap_or((text, "0"));
     u64::from_str(millis).is_ok() && u64::from_str(sequence).is_ok()
@@ -317,6 +343,23 @@ mod tests {
             let error = from_text(url).unwrap_err().to_string();
             assert!(error.contains(part), "{url}: {error}");
             assert!(!error.contains("canary"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_slip_in_an_option_is_answered_with_the_right_one() {
+        for (url, meant) in [
+            ("redis://h?streem=p", "did you mean stream?"),
+            ("redis://h?maxlne=5", "did you mean maxlen?"),
+            ("redis://h?ca_file=x", "did you mean ca-file?"),
+            ("redis://h?colour=red", "they are stream, maxlen"),
+        ] {
+            let error = from_text(url).unwrap_err().to_string();
+            assert!(error.contains(meant), "{url}: {error}");
+        }
+        for option in OPTIONS {
+            let known = from_text(&format!("redis://h?{option}=5s"));
+            assert!(!known.is_err_and(|error| error.to_string().contains("is no option")), "{option}");
         }
     }
 

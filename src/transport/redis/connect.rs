@@ -115,7 +115,9 @@ fn without_password(reason: &str, config: &RedisConfig) -> String {
 
 async fn greet(connection: &mut MultiplexedConnection, config: &RedisConfig, address: &str) -> Result<(), Failure> {
     let mut login = Pipeline::new();
-    if let Some(password) = &config.password {
+    // An empty password is one only of a user who needs none; the default user would be refused for `AUTH ""`.
+    let password = config.password.as_ref().filter(|password| config.user.is_some() || !password.reveal().is_empty());
+    if let Some(password) = password {
         login.cmd("AUTH");
         if let Some(user) = &config.user {
             login.arg(user);

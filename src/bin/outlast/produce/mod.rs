@@ -34,6 +34,9 @@ pub use key::KeyFrom;
 pub fn run(args: &Produce) -> Result<Exit, Problem> {
     let begin = Instant::now();
     let destination = Destination::parse(&args.broker)?;
+    let config = config(args, &destination);
+    // First: a slip in an option may be why there is no topic.
+    let builder = open::check(config.clone())?;
     let Some(name) = &destination.name else {
         return Err(Problem::usage(
             "--to: names no topic or stream; expected kafka://host:port/TOPIC or redis://host:port?stream=NAME",
@@ -44,10 +47,9 @@ pub fn run(args: &Produce) -> Result<Exit, Problem> {
     }
     let composer = Composer { destination: name.clone(), format: args.format, key: args.key.clone() };
     let input = input(&args.input)?;
-    let config = config(args, &destination);
     let (limit, redelivery) = (config.max_message_bytes, config.redelivery_window);
-    let stop = Stop::listen()?;
-    let producer = open::open(config)?;
+    let mut stop = Stop::listen(args.stop.stop_timeout)?;
+    let producer = open::open(builder, &mut stop)?;
     let dead_before = producer.stats().dead;
     let log = AckLog::open(args.ack_log.as_deref()).map_err(|e| problem_with_log(args, &e))?;
     if args.ack_log.is_some() {
@@ -86,11 +88,18 @@ pub fn run(args: &Produce) -> Result<Exit, Problem> {
 
 /// The defaults, with windows that fit `--window`: a smaller one means fewer duplicates after a kill.
 fn config(args: &Produce, destination: &Destination) -> Config {
-    let defaults = destination.config(&args.outbox);
+    let defaults = destination.config(&args.outbox, &args.lock);
     let window_messages = defaults.window_messages.min(args.window as usize);
     // What is in flight, and as much again that is delivered but not yet recorded.
     let redelivery_window = defaults.redelivery_window.min(2 * window_messages);
-    Config { mode: args.mode.into(), window_messages, redelivery_window, ..defaults }
+    Config {
+        mode: args.mode.into(),
+        first_attempt: args.first_attempt,
+        max_message_bytes: args.max_message_bytes,
+        window_messages,
+        redelivery_window,
+        ..defaults
+    }
 }
 
 fn input(path: &Path) -> Result<Box<dyn Read + Send>, Problem> {

@@ -18,9 +18,9 @@ use super::feed::{Batch, End, Feed};
 use super::key::KeyFrom;
 use super::progress::Progress;
 use crate::args::{OnBadLine, Produce};
-use crate::open::{GRACE, GRACE_AFTER_WAIT};
+use crate::open::GRACE_AFTER_WAIT;
 use crate::output::{self, counted};
-use crate::signals::Stop;
+use crate::signals::{self, Stop};
 
 /// Bytes of lines on the way, beyond which nothing more is read. A window of long lines must not fill the memory.
 const WINDOW_BYTES: usize = 64 << 20;
@@ -94,6 +94,7 @@ pub struct Pump<'a> {
     log: AckLog,
     stop: Stop,
     window: usize,
+    stop_timeout: Duration,
     skip_bad_lines: bool,
     wants_key: bool,
     progress: &'a Progress,
@@ -120,6 +121,7 @@ impl<'a> Pump<'a> {
             log,
             stop,
             window,
+            stop_timeout: args.stop.stop_timeout,
             skip_bad_lines: args.on_bad_line == OnBadLine::Skip,
             wants_key: args.key != KeyFrom::None,
             progress,
@@ -144,7 +146,7 @@ impl<'a> Pump<'a> {
             }
         }
         let grace = match self.ended.stopped {
-            Some(Stopped::Signal) => GRACE,
+            Some(Stopped::Signal) => signals::grace(self.stop_timeout),
             _ => {
                 self.drain(drain).await;
                 GRACE_AFTER_WAIT
