@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::{AdminError, Selection};
+use crate::file_size;
 use crate::outbox::{Inspected, Outbox, OutboxOptions};
 use crate::wal::Mark;
 
@@ -14,7 +15,8 @@ use crate::wal::Mark;
 /// # Errors
 /// There is no outbox, a producer has it open, or the disk refused: what was requeued until then stays so.
 pub fn requeue(directory: impl AsRef<Path>, which: Selection) -> Result<u64, AdminError> {
-    change(directory.as_ref(), &which, Mark::Requeued)
+    let directory = directory.as_ref();
+    file_size::shielded(|| change(directory, &which, Mark::Requeued))
 }
 
 /// Throws dead letters away, for good. Returns how many.
@@ -22,7 +24,8 @@ pub fn requeue(directory: impl AsRef<Path>, which: Selection) -> Result<u64, Adm
 /// # Errors
 /// There is no outbox, a producer has it open, or the disk refused.
 pub fn purge(directory: impl AsRef<Path>, which: Selection) -> Result<u64, AdminError> {
-    change(directory.as_ref(), &which, Mark::Purged)
+    let directory = directory.as_ref();
+    file_size::shielded(|| change(directory, &which, Mark::Purged))
 }
 
 fn change(directory: &Path, which: &Selection, mark: Mark) -> Result<u64, AdminError> {

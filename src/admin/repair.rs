@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::AdminError;
 use super::check::{Concerned, Finding, FindingKind, Log, Looked, Report, Severity, look};
+use crate::file_size;
 use crate::outbox::{DirectoryError, Inspected, MISPLACED, Mender, Outbox, OutboxOptions};
 use crate::wal::{self, Audit, Damage};
 
@@ -80,6 +81,10 @@ pub fn plan_repair(directory: impl AsRef<Path>) -> Result<Repair, AdminError> {
 /// There is no outbox, a producer has it open, or the disk refused a step: what was done before stays done.
 pub fn repair(directory: impl AsRef<Path>) -> Result<Repair, AdminError> {
     let directory = directory.as_ref();
+    file_size::shielded(|| repair_here(directory))
+}
+
+fn repair_here(directory: &Path) -> Result<Repair, AdminError> {
     let before = free(directory)?;
     let plan = planned(before.report.clone(), &before);
     if plan.steps.is_empty() {
