@@ -23,7 +23,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, prlimit, setrlimit};
 /// For one thing to happen.
 const LIMIT: Duration = Duration::from_secs(90);
 /// A broker that is not there: port 1 is privileged and unused.
-const NOBODY: &str = "redis://127.0.0.1:1?stream=p";
+const DOWN: &str = "redis://127.0.0.1:1?stream=p";
 
 fn text(path: &Path) -> &str {
     path.to_str().expect("a path in UTF-8")
@@ -110,12 +110,12 @@ fn say(text: &str) {
 }
 
 fn producer(outbox: &Path) -> Producer {
-    let builder = Producer::builder().outbox(outbox).url(NOBODY).segment_bytes(1 << 20).max_message_bytes(64 << 10);
+    let builder = Producer::builder().outbox(outbox).url(DOWN).segment_bytes(1 << 20).max_message_bytes(64 << 10);
     builder.max_bytes(16 << 20).space_wait(Duration::from_millis(300)).open_blocking().expect("it opens")
 }
 
 fn drain(outbox: &Path) -> Output {
-    run(&["drain", "--to", NOBODY, "--outbox", text(outbox), "--timeout", "0s"], b"")
+    run(&["drain", "--to", DOWN, "--outbox", text(outbox), "--timeout", "0s"], b"")
 }
 
 fn threads() -> usize {
@@ -130,7 +130,7 @@ fn open_locks() -> usize {
 /// What a fork has inherited.
 enum Inherited {
     Producer(Producer),
-    Outbox(Outbox),
+    Outbox(Box<Outbox>),
     Directory(Directory),
 }
 
@@ -141,7 +141,7 @@ impl Inherited {
             "outbox" => {
                 let options = OutboxOptions { max_bytes: Some(16 << 20), ..OutboxOptions::new(outbox) };
                 let options = OutboxOptions { segment_bytes: 1 << 20, max_message_bytes: 64 << 10, ..options };
-                Self::Outbox(Outbox::open(&options).expect("it opens"))
+                Self::Outbox(Box::new(Outbox::open(&options).expect("it opens")))
             }
             _ => Self::Directory(Directory::open(outbox, &DirectoryOptions::default()).expect("it opens")),
         }
@@ -320,7 +320,7 @@ fn has_a_limit_on_files() {
 
 /// The kernel's signal at the limit killed the producer, and the application with it.
 #[test]
-fn a_limit_on_the_size_of_files_is_a_full_disk_and_kills_nobody() {
+fn a_limit_on_the_size_of_files_is_a_full_disk_and_ends_no_process() {
     let temp = tempfile::tempdir().expect("tempdir");
     let outbox = temp.path().join("outbox");
     let mut helper = Helper::start("has_a_limit_on_files", &outbox, "");
@@ -335,7 +335,7 @@ fn the_program_waits_at_a_limit_on_the_size_of_files_and_goes_on_beyond_it() {
     let temp = tempfile::tempdir().expect("tempdir");
     let (outbox, acks) = (temp.path().join("outbox"), Acks(temp.path().join("acks")));
     let args =
-        ["produce", "--to", NOBODY, "--outbox", text(&outbox), "--ack-log", text(&acks.0), "--drain-timeout", "0s"];
+        ["produce", "--to", DOWN, "--outbox", text(&outbox), "--ack-log", text(&acks.0), "--drain-timeout", "0s"];
     let mut child = Child::spawn_limited(&args, temp.path(), 1_000);
     child.feed(&[b"one".to_vec()]);
     let status = || run(&["status", "--outbox", text(&outbox)], b"").stdout;

@@ -1,7 +1,7 @@
 //! Who holds an outbox's lock.
 //!
 //! `LOCK` names the process that took it. But an advisory lock of `flock(2)` belongs to the open file, which a fork
-//! inherits: it is held for as long as one process has that file open, whoever took it. So where the named process has
+//! inherits: it is held for as long as one process has that file open, its taker or another. So where the named process has
 //! ended, or has let go, the kernel is asked: `/proc/PID/fdinfo` has the locks of each open file, `/proc/locks` has who took
 //! them. Nothing is decided by the answer, which is for people.
 //!
@@ -142,7 +142,7 @@ mod proc {
         Ok(None)
     }
 
-    /// `lock:	1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF`, a line for each lock of the open file.
+    /// `lock: 1: FLOCK  ADVISORY  WRITE 359 00:13:11691 0 EOF`, a line for each lock of the open file.
     pub fn taker_of(info: &str) -> Option<u32> {
         info.lines().find_map(|line| match line.strip_prefix("lock:")?.split_whitespace().collect::<Vec<_>>()[..] {
             [_, "FLOCK", _, "WRITE", pid, ..] => pid.parse().ok(),

@@ -5,7 +5,7 @@
 //! removed, which is said once, and the outbox opens. Refused is what others may have put there themselves: a file or directory of
 //! another owner, a symbolic link, a second hard link; and what every user of the machine could write to.
 //!
-//! Assumes that the lock is held before anything is changed. Does nothing where the outbox's directory lets nobody else in: then
+//! Assumes that the lock is held before anything is changed. Does nothing where the outbox's directory lets no other user in: then
 //! the modes below it do not matter.
 
 use std::fs::{self, File, Metadata, OpenOptions};

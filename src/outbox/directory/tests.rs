@@ -364,7 +364,7 @@ fn modes_below_a_private_directory_do_not_matter() {
     let temp = tempfile::tempdir().expect("tempdir");
     let path = full_outbox(temp.path());
     chmod(&path.join("ledger/1/db"), 0o666);
-    drop(open(&path).expect("nobody else gets there"));
+    drop(open(&path).expect("no other user gets there"));
     assert_eq!(mode(&path.join("ledger/1/db")), 0o666);
 }
 
