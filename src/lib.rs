@@ -130,6 +130,8 @@ mod config;
 mod drainer;
 mod error;
 mod failure;
+mod file_size;
+mod forked;
 mod message;
 mod outbox;
 mod planted;

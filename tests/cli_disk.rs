@@ -4,6 +4,7 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -110,6 +111,77 @@ fn an_outbox_of_a_newer_format_is_refused_and_left_alone() {
         std::fs::write(file, original).unwrap();
     }
     assert_eq!(drain(&outbox, &stream), [b"k 1"]);
+}
+
+/// A volume with an `fsGroup` gives its group every file at each mount, and the outbox refused to open after each restart.
+/// What the file system does not let the owner put right is said, and no reason to stop.
+#[test]
+fn an_outbox_that_a_volume_gave_to_its_group_opens_and_says_so_once() {
+    let Some(disk) = Disk::new(300) else { return };
+    let (outbox, url) = (disk.root().join("outbox"), url(NOBODY, &unique("group")));
+    assert_code(&run(&produce(&url, &outbox, &[]), b"k 1\n"), 3);
+    let kept = outbox.join("damaged/MANIFEST");
+    std::fs::write(&kept, "").unwrap();
+    let sh = |script: &str| {
+        let done = std::process::Command::new("sh").args(["-c", script, text(&outbox)]).status().expect("sh runs");
+        assert!(done.success(), "{script}");
+    };
+    let mount = |more: &str| {
+        sh(&format!("chgrp -R 2000 \"$0\"; chmod -R g+rwX \"$0\"; find \"$0\" -type d -exec chmod g+s {{}} +{more}"));
+    };
+    let drain = || run(&["drain", "--to", &url, "--outbox", text(&outbox), "--timeout", "0s"], b"");
+    let is_private = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o077 == 0;
+
+    mount("");
+    let opened = drain();
+    assert_code(&opened, 3);
+    assert_eq!(opened.stderr.matches("their rights are removed").count(), 1, "{}", opened.stderr);
+    assert!(["", "wal", "dead", "ledger", "damaged"].iter().all(|name| is_private(&outbox.join(name))));
+    // Those of the ledger are sled's, which makes them anew, as the umask has it.
+    let ours = files(&outbox).into_keys().filter(|path| !path.starts_with(outbox.join("ledger")));
+    assert_eq!(ours.filter(|path| !is_private(path)).collect::<Vec<_>>(), Vec::<PathBuf>::new());
+    let again = drain();
+    assert_code(&again, 3);
+    assert!(!again.stderr.contains("other users"), "{}", again.stderr);
+
+    mount("; chattr +i \"$0/damaged/MANIFEST\"");
+    let opened = drain();
+    sh("chattr -i \"$0/damaged/MANIFEST\"");
+    assert_code(&opened, 3);
+    let said = "does not let that be changed";
+    assert!(opened.stderr.matches(said).count() == 1 && opened.stderr.contains("MANIFEST"), "{}", opened.stderr);
+    assert!(is_private(&outbox.join("wal")) && !is_private(&kept));
+
+    mount("; chmod o+w \"$0\"");
+    let refused = drain();
+    assert_code(&refused, 1);
+    assert!(refused.stderr.contains("may be written to by every user (mode 0772)"), "{}", refused.stderr);
+}
+
+/// It was called full: each line waited for space that no such disk can have.
+#[test]
+fn a_disk_that_is_too_small_for_one_line_is_called_so_at_the_start() {
+    let Some(disk) = Disk::new(16) else { return };
+    let (outbox, url) = (disk.root().join("outbox"), url(NOBODY, &unique("small")));
+    let refused = run(&produce(&url, &outbox, &[]), b"k 1\n");
+    assert_code(&refused, 1);
+    for part in ["is too small: ", " bytes are free", "needs ", "set segment_bytes to ", "max_message_bytes to "] {
+        assert!(refused.stderr.contains(part), "no {part:?}: {}", refused.stderr);
+    }
+    // The settings that it names do.
+    let number = |after: &str| {
+        let (_, rest) = refused.stderr.split_once(after).expect("it is named");
+        rest.chars().take_while(char::is_ascii_digit).collect::<String>().parse::<u32>().expect("a number")
+    };
+    let (segment, message) = (number("set segment_bytes to "), number("max_message_bytes to "));
+    let builder = outlast::Producer::builder().outbox(&outbox).url(&url).segment_bytes(segment);
+    let producer = builder.max_message_bytes(message as usize).open_blocking().expect("it fits");
+    let stored = producer.blocking_send(outlast::Message::to("p").payload(vec![b'x'; 1_000]));
+    assert!(matches!(stored, Ok(outlast::Receipt::Stored { .. })), "{stored:?}");
+    producer.blocking_close(LIMIT).expect("it closes");
+    // An outbox that holds something is opened, whatever the settings.
+    let drained = run(&["drain", "--to", &url, "--outbox", text(&outbox), "--timeout", "0s"], b"");
+    assert_code(&drained, 3);
 }
 
 /// `outlast 1 ID CRC`, twice, as of version 2.

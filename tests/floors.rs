@@ -9,13 +9,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// The modules at the crate's root and their floors.
-const FLOORS: [(&str, u32); 17] = [
+const FLOORS: [(&str, u32); 19] = [
     ("message", 0),
     ("error", 0),
     ("config", 0),
     ("stats", 0),
     ("clock", 0),
     ("failure", 0),
+    ("file_size", 0),
+    ("forked", 0),
     ("receipt", 0),
     ("planted", 0),
     ("wal", 1),

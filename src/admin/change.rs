@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{AdminError, Selection};
+use crate::file_size;
 use crate::outbox::{Inspected, Outbox, OutboxOptions};
 use crate::wal::Mark;
 
@@ -43,6 +44,10 @@ pub fn purge_with(directory: impl AsRef<Path>, which: Selection, lock_wait: Dura
 }
 
 fn change(directory: &Path, which: &Selection, mark: Mark, lock_wait: Duration) -> Result<u64, AdminError> {
+    file_size::shielded(|| change_here(directory, which, mark, lock_wait))
+}
+
+fn change_here(directory: &Path, which: &Selection, mark: Mark, lock_wait: Duration) -> Result<u64, AdminError> {
     // Opening would make an outbox where there is none.
     Inspected::at(directory)?;
     let outbox = Outbox::open(&OutboxOptions { as_found: true, lock_wait, ..OutboxOptions::new(directory) })?;

@@ -32,7 +32,8 @@ pub enum AdminErrorKind {
     NoOutbox,
     /// A producer has it open, so it was not changed.
     Held {
-        /// The producer's process id, if it had time to write it down.
+        /// The producer's process id, if it had time to write it down; that of a fork which inherited the lock, where
+        /// the process that took it has ended.
         pid: Option<u32>,
     },
     /// The disk refused.
@@ -73,7 +74,9 @@ impl From<OutboxError> for AdminError {
     fn from(error: OutboxError) -> Self {
         match error {
             OutboxError::Directory(error) => error.into(),
-            OutboxError::Log { .. } => Self { kind: AdminErrorKind::Storage, text: error.to_string() },
+            OutboxError::Log { .. } | OutboxError::TooSmall { .. } => {
+                Self { kind: AdminErrorKind::Storage, text: error.to_string() }
+            }
         }
     }
 }

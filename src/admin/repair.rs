@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use super::AdminError;
 use super::check::{Concerned, Finding, FindingKind, Log, Looked, Report, Severity, look};
+use crate::file_size;
 use crate::outbox::{DirectoryError, Inspected, MISPLACED, Mender, Outbox, OutboxOptions};
 use crate::wal::{self, Audit, Damage};
 
@@ -97,6 +98,10 @@ pub fn repair(directory: impl AsRef<Path>) -> Result<Repair, AdminError> {
 /// As `repair`; a producer has it open for longer than that.
 pub fn repair_with(directory: impl AsRef<Path>, lock_wait: Duration) -> Result<Repair, AdminError> {
     let directory = directory.as_ref();
+    file_size::shielded(|| repair_here(directory, lock_wait))
+}
+
+fn repair_here(directory: &Path, lock_wait: Duration) -> Result<Repair, AdminError> {
     let before = free(directory, lock_wait)?;
     let plan = planned(before.report.clone(), &before);
     if plan.steps.is_empty() {

@@ -28,7 +28,7 @@ pub use mailbox::Mail;
 pub use view::View;
 pub use window::WindowLimits;
 
-use crate::clock;
+use crate::{clock, file_size};
 
 /// How often counts and reasons are brought up to date while they change.
 const VIEW_EVERY: Duration = Duration::from_millis(200);
@@ -38,6 +38,8 @@ const VIEW_EVERY: Duration = Duration::from_millis(200);
 pub fn start(dispatcher: &Arc<Dispatcher>, options: DrainOptions) -> io::Result<JoinHandle<()>> {
     let dispatcher = Arc::clone(dispatcher);
     std::thread::Builder::new().name(format!("outlast-drain-{}", dispatcher.name())).spawn(move || {
+        // What cannot be read is copied by this thread.
+        file_size::block_signal();
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| run(&dispatcher, options))) {
             let reason = format!("the drainer panicked, what is stored waits for a restart: {}", words(&*panic));
             dispatcher.mailbox().stop();

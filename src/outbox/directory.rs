@@ -22,12 +22,16 @@ use rustix::fs::{Access, AtFlags, CWD, accessat};
 
 use super::files::{self, Owner};
 use super::guard::Guard;
+use super::holder::Holder;
 use super::identity::{self, FORMAT_VERSION, Identity, OutboxId};
-use super::lock::{self, Holder, Lock};
+use super::lock::{self, Lock};
 
 mod error;
+mod rights;
 
 pub use error::DirectoryError;
+use rights::Way;
+pub(super) use rights::is_not_permitted;
 
 /// Where everything lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -142,6 +146,7 @@ impl Directory {
         let lock = Lock::acquire(&paths.lock(), options.lock_wait)?;
         // Once more: who had the lock until now may have changed everything.
         let identity = inspect_root(&paths)?;
+        rights::check(&paths, Way::TakeAway)?;
         files::create_directory(paths.root())?;
         if identity == Identity::Missing {
             // Whoever began to make it may have died, or failed, before the names that lead here were durable.
@@ -165,6 +170,14 @@ impl Directory {
     /// Lets the next process in. Nothing may be written from here on.
     pub fn release(&self) {
         self.lock.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// In a fork of the process that opened it: closes the lock's file, which the fork has inherited, and lets the parent
+    /// keep the lock. Waits for nothing: where a thread of the parent's was about to let go at the fork, it leaves it.
+    pub fn disinherit(&self) {
+        if let Ok(mut lock) = self.lock.try_lock() {
+            lock.take();
+        }
     }
 
     /// Tells whether the outbox is still this process's.
@@ -244,7 +257,7 @@ fn exists(path: &Path) -> Result<bool, DirectoryError> {
 fn inspect_root(paths: &Paths) -> Result<Identity, DirectoryError> {
     let root = paths.root();
     let metadata = metadata(root)?;
-    files::check_directory(root, &metadata, Owner::Checked)?;
+    files::check_directory(root, &metadata, Owner::Checked).map_err(|error| rights::of_volume(paths, error))?;
     let needed = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
     if let Err(errno) = accessat(CWD, root, needed, AtFlags::EACCESS) {
         return Err(DirectoryError::ReadOnly { path: root.into(), reason: errno.into() });
@@ -262,6 +275,7 @@ fn inspect_root(paths: &Paths) -> Result<Identity, DirectoryError> {
     for directory in [paths.wal(), paths.dead()] {
         inspect_files(&directory)?;
     }
+    rights::check(paths, Way::Inspect)?;
     Ok(identity)
 }
 
@@ -276,7 +290,7 @@ fn inspect_names(paths: &Paths, metadata: &Metadata, unknown: bool) -> Result<()
         }
     }
     let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o022 != 0 && !empty {
+    if mode & 0o002 != 0 && !empty {
         return Err(DirectoryError::OpenToOthers { path: root.into(), mode });
     }
     Ok(())

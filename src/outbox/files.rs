@@ -11,10 +11,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use super::directory::DirectoryError;
+use super::directory::{DirectoryError, is_not_permitted};
 
 /// Mode of every file.
-const FILE_MODE: u32 = 0o600;
+pub const FILE_MODE: u32 = 0o600;
 
 /// Mode of every directory.
 pub const DIRECTORY_MODE: u32 = 0o700;
@@ -37,10 +37,22 @@ pub fn open_existing(path: &Path, owner: Owner) -> Result<Option<File>, Director
 pub fn open_or_create(path: &Path) -> Result<File, DirectoryError> {
     let file = open(path, OpenOptions::new().read(true).write(true).create(true).truncate(false), Owner::Checked)?
         .ok_or_else(|| DirectoryError::io(path, "create", io::ErrorKind::NotFound.into()))?;
+    let mode =
+        file.metadata().map_err(|error| DirectoryError::io(path, "look at", error))?.permissions().mode() & 0o777;
     // A strange umask may have taken too much, an earlier owner allowed too much.
-    file.set_permissions(fs::Permissions::from_mode(FILE_MODE))
-        .map_err(|error| DirectoryError::io(path, "set the mode of", error))?;
+    if mode != FILE_MODE {
+        settle_mode(path, mode, FILE_MODE, file.set_permissions(fs::Permissions::from_mode(FILE_MODE)))?;
+    }
     Ok(file)
+}
+
+/// What becomes of a mode that could not be set. Where the file system, or how it is mounted, does not let it be changed,
+/// the group may keep its rights, which `directory/rights.rs` has warned of; not every user.
+fn settle_mode(path: &Path, mode: u32, wanted: u32, set: io::Result<()>) -> Result<(), DirectoryError> {
+    match set {
+        Err(error) if is_not_permitted(&error) && mode & wanted == wanted && mode & 0o002 == 0 => Ok(()),
+        set => set.map_err(|error| DirectoryError::io(path, "set the mode of", error)),
+    }
 }
 
 fn open(path: &Path, options: &mut OpenOptions, owner: Owner) -> Result<Option<File>, DirectoryError> {
@@ -124,9 +136,10 @@ pub fn create_directory(path: &Path) -> Result<(), DirectoryError> {
     let metadata = fs::symlink_metadata(path).map_err(|error| DirectoryError::io(path, "look at", error))?;
     check_directory(path, &metadata, Owner::Checked)?;
     // The umask can only have taken away; what was there before may also allow too much.
-    if metadata.permissions().mode() & 0o777 != DIRECTORY_MODE {
-        fs::set_permissions(path, fs::Permissions::from_mode(DIRECTORY_MODE))
-            .map_err(|error| DirectoryError::io(path, "set the mode of", error))?;
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode != DIRECTORY_MODE {
+        let set = fs::set_permissions(path, fs::Permissions::from_mode(DIRECTORY_MODE));
+        settle_mode(path, mode, DIRECTORY_MODE, set)?;
     }
     Ok(())
 }
@@ -163,7 +176,8 @@ pub fn replace(path: &Path, contents: &[u8], durability: Durability) -> Result<(
     }
 }
 
-fn aside(path: &Path) -> PathBuf {
+/// The name under which a file is written before it takes its own.
+pub fn aside(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".tmp");
     name.into()

@@ -35,6 +35,12 @@ impl FileId {
     pub fn of(metadata: &Metadata) -> Self {
         Self { device: metadata.dev(), inode: metadata.ino() }
     }
+
+    /// Device and inode, as the kernel lists them.
+    #[cfg(target_os = "linux")]
+    pub(super) fn numbers(self) -> (u64, u64) {
+        (self.device, self.inode)
+    }
 }
 
 /// The file that was locked, and whether it is still the outbox's `LOCK`.

@@ -1,16 +1,17 @@
 //! The file `LOCK`: at most one process owns an outbox.
 //!
 //! An advisory `flock(2)`, which the kernel releases however the process ends; so a lock left behind by a crash is
-//! not there. The owner's pid lies inside for people to read: nothing is decided by it. The outbox never removes the
+//! not there. It belongs to the open file, which forks inherit: the kernel releases it with the last of them, and an
+//! explicit unlock in any of them frees it for all. So only the process that took it unlocks it; in a fork a drop closes the
+//! file and does no more. The owner's pid lies inside for people to read: nothing is decided by it. The outbox never removes the
 //! file, since the next process would then lock one file and a waiting one another; where somebody else does, who waits
 //! takes the new file, and who holds the old one finds out (`guard`).
 //!
 //! Assumes a file system on which `flock` works (on NFS: Linux turns it into a lock the server knows). Refuses to
 //! take a lock away from anybody.
 
-use std::fmt;
 use std::fs::File;
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread;
@@ -22,6 +23,9 @@ use rustix::io::Errno;
 use super::directory::DirectoryError;
 use super::files::{self, Owner};
 use super::guard::{FileId, Guard};
+use super::holder::{self, Holder, Known};
+use crate::file_size::is_no_room;
+use crate::forked::Maker;
 
 /// How often a held lock is tried again. `flock` knows no deadline; one that blocks could only be ended by a
 /// signal, which is not a library's to send.
@@ -34,34 +38,21 @@ const GRACE: Duration = Duration::from_millis(100);
 /// Bytes of the pid file that are looked at.
 const PID_BYTES: u64 = 32;
 
-/// Who holds an outbox.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Holder {
-    /// Its process id, if it had time to write it; in its own pid namespace.
-    pub pid: Option<u32>,
-}
-
-impl fmt::Display for Holder {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.pid {
-            Some(pid) if pid == std::process::id() => write!(f, "this very process (pid {pid})"),
-            Some(pid) => write!(f, "the process with pid {pid}"),
-            None => f.write_str("another process"),
-        }
-    }
-}
-
 /// The held lock; dropped, it is free.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
     guard: Arc<Guard>,
+    taker: Maker,
+    /// The taker's pid is in the file.
+    named: bool,
 }
 
 impl Lock {
     /// Takes the lock, and waits up to `wait` for whoever holds it.
     pub fn acquire(path: &Path, wait: Duration) -> Result<Self, DirectoryError> {
         let begun = Instant::now();
+        let mut unseen = false;
         loop {
             // Opened each time: the file may be another one by now.
             let mut file = files::open_or_create(path)?;
@@ -69,18 +60,24 @@ impl Lock {
                 let metadata = file.metadata().map_err(|error| DirectoryError::io(path, "look at", error))?;
                 let guard = Arc::new(Guard::new(path.into(), FileId::of(&metadata)));
                 if guard.is_path() {
-                    match write_pid(&mut file, &std::process::id().to_string()) {
+                    let named = match write_pid(&mut file, &std::process::id().to_string()) {
                         // Nothing is decided by it, and an outbox on a full disk is to be drained.
-                        Err(error) if matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {}
-                        done => done.map_err(|error| DirectoryError::io(path, "write", error))?,
-                    }
-                    return Ok(Self { file, guard });
+                        Err(error) if is_no_room(&error) => false,
+                        done => done.map(|()| true).map_err(|error| DirectoryError::io(path, "write", error))?,
+                    };
+                    return Ok(Self { file, guard, taker: Maker::this(), named });
                 }
             }
             let left = wait.max(GRACE).saturating_sub(begun.elapsed());
             if left.is_zero() {
-                let pid = read_pid(&mut file);
-                return Err(DirectoryError::Held { path: path.into(), holder: Holder { pid }, waited: wait });
+                let named = read_pid(&mut file);
+                let holder = holder::find(&file, named);
+                if holder.known != Known::Unseen || unseen {
+                    return Err(DirectoryError::Held { path: path.into(), holder, waited: wait });
+                }
+                // It may have ended between the question for the lock and the one for its holder.
+                unseen = true;
+                continue;
             }
             thread::sleep(POLL.min(left));
         }
@@ -94,9 +91,14 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
+        if self.taker.is_other() {
+            return;
+        }
         // Both may fail without harm: a stale pid is only read while the lock is held, and closing the file frees
         // the lock. Unless the process has forked: then the child would keep it, hence the explicit release.
-        let _ = write_pid(&mut self.file, "");
+        if self.named {
+            let _ = write_pid(&mut self.file, "");
+        }
         let _ = flock(&self.file, FlockOperation::Unlock);
     }
 }
@@ -107,7 +109,11 @@ pub fn holder(path: &Path) -> Result<Option<Holder>, DirectoryError> {
     if try_lock(path, &file, FlockOperation::NonBlockingLockShared)? {
         return Ok(None);
     }
-    Ok(Some(Holder { pid: read_pid(&mut file) }))
+    let named = read_pid(&mut file);
+    let holder = holder::find(&file, named);
+    // It may have ended between the two questions.
+    let is_free = holder.known == Known::Unseen && try_lock(path, &file, FlockOperation::NonBlockingLockShared)?;
+    Ok((!is_free).then_some(holder))
 }
 
 fn try_lock(path: &Path, file: &File, operation: FlockOperation) -> Result<bool, DirectoryError> {

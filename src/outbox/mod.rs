@@ -13,6 +13,7 @@ mod dead;
 mod directory;
 mod files;
 mod guard;
+mod holder;
 mod identity;
 pub mod ledger;
 mod lock;

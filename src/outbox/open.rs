@@ -10,12 +10,12 @@ use super::directory::{Directory, DirectoryError, DirectoryOptions};
 use super::guard::Guarded;
 use super::ledger::{Ledger, LedgerOptions};
 use super::settling::Settling;
-use super::sizes::{LogSize, Sizes};
+use super::sizes::{LogSize, Sizes, most_message};
 use super::space::Space;
 use super::totals::Totals;
 use super::{Found, Outbox};
-use crate::clock;
 use crate::wal::{self, DiskStorage, Recovered, Storage, Wal, WalError};
+use crate::{clock, file_size};
 
 /// What an outbox is opened with.
 #[derive(Clone)]
@@ -61,6 +61,28 @@ pub enum OutboxError {
     /// The directory is not fit to hold an outbox.
     #[error(transparent)]
     Directory(#[from] DirectoryError),
+    /// There is no room on the disk for even one message with these settings. No message was accepted.
+    #[error(
+        "the disk of {} is too small: {free} of {total} bytes are free, and with segment_bytes {segment_bytes} and \
+         max_message_bytes {max_message_bytes} an outbox needs {needed}; use a larger disk{}",
+        directory.display(), settings(fitting)
+    )]
+    TooSmall {
+        /// The outbox.
+        directory: PathBuf,
+        /// Bytes that are free, or the outbox's already.
+        free: u64,
+        /// Bytes of the file system.
+        total: u64,
+        /// Bytes that the outbox needs.
+        needed: u64,
+        /// The size of a segment, as it follows from the settings.
+        segment_bytes: u32,
+        /// The largest message of the settings.
+        max_message_bytes: usize,
+        /// The longest segment that would fit.
+        fitting: Option<u32>,
+    },
     /// The log cannot be opened.
     #[error("outbox {}: {source}", directory.display())]
     Log {
@@ -71,6 +93,13 @@ pub enum OutboxError {
     },
 }
 
+fn settings(fitting: &Option<u32>) -> String {
+    fitting.map_or_else(String::new, |segment| {
+        let message = most_message(segment);
+        format!(", or set segment_bytes to {segment} at most, and max_message_bytes to {message} at most")
+    })
+}
+
 impl Outbox {
     /// Opens the outbox in a directory, or makes one.
     ///
@@ -78,6 +107,10 @@ impl Outbox {
     /// The directory is unfit, held by another process, or its log cannot be read. Damage is no reason: it is set
     /// aside, and reported in [`found`](Self::found).
     pub fn open(options: &OutboxOptions) -> Result<Self, OutboxError> {
+        file_size::shielded(|| Self::open_here(options))
+    }
+
+    fn open_here(options: &OutboxOptions) -> Result<Self, OutboxError> {
         let directory_options = DirectoryOptions { lock_wait: options.lock_wait, id_from_log: Some(&wal::outbox_of) };
         let directory = Directory::open(&options.directory, &directory_options)?;
         if directory.created() {
@@ -86,6 +119,7 @@ impl Outbox {
         let incarnation = clock::random_u64();
         let changed = Changed::default();
         let sizes = Sizes::of(options, directory.paths());
+        sizes.check_disk(options, directory.paths())?;
         let log_options = |size: LogSize| {
             let changed = Arc::clone(&changed);
             let on_change = Arc::new(move || {

@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use super::OutboxOptions;
 use super::dead::MAX_REASON;
 use super::directory::Paths;
+use super::{OutboxError, OutboxOptions};
 use crate::config::{MAX_BYTES, SEGMENT_BYTES};
-use crate::wal::{BLOCK, MAX_SEGMENT, most_segments, segment_bytes_of};
+use crate::wal::{BLOCK, LEAST_PREPARED, MAX_SEGMENT, most_segments, segment_bytes_of};
 
 /// Segments an outbox on a small disk is divided into: one is kept for first attempts, and three come on top for
 /// settlements, so few large ones would leave nothing.
@@ -23,6 +23,11 @@ const AROUND_DEAD: u32 = MAX_REASON as u32 + BLOCK;
 const RECORDS: u32 = 4;
 /// The largest record: among the dead letters, too, a segment has room for so many.
 const MOST_RECORD_BYTES: u32 = MAX_SEGMENT / RECORDS - AROUND_DEAD;
+
+/// What an outbox takes beside its logs: ledger, `IDENTITY`, `status`, and the file system's own tables.
+const BESIDE_LOGS: u64 = 1 << 20;
+/// The smallest segment that a configuration may ask for.
+const LEAST_SEGMENT: u64 = 64 << 10;
 
 /// The size of a log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +67,37 @@ impl Sizes {
         Self::on(options, found, || free_bytes(paths.root()).saturating_add(log_bytes(paths)))
     }
 
+    /// Refuses a disk on which a new outbox could not store one message: `send` would call it full, for ever. An outbox that
+    /// has segments is opened however full its disk is, since what it holds is to be delivered.
+    pub fn check_disk(&self, options: &OutboxOptions, paths: &Paths) -> Result<(), OutboxError> {
+        let is_new = segment_bytes_of(&paths.wal()).is_none() && segment_bytes_of(&paths.dead()).is_none();
+        if options.as_found || !is_new {
+            return Ok(());
+        }
+        // Without an answer, or with none that means something, the first message shows it.
+        let Some(stat) = rustix::fs::statvfs(paths.root()).ok().filter(|stat| stat.f_blocks > 0) else { return Ok(()) };
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize).saturating_add(log_bytes(paths));
+        let needed = self.least_bytes();
+        if free >= needed {
+            return Ok(());
+        }
+        Err(OutboxError::TooSmall {
+            directory: options.directory.clone(),
+            free,
+            total: stat.f_blocks.saturating_mul(stat.f_frsize),
+            needed,
+            segment_bytes: self.wal.segment_bytes,
+            max_message_bytes: options.max_message_bytes,
+            fitting: fitting(free),
+        })
+    }
+
+    /// What has to be on the disk before the first message is stored.
+    fn least_bytes(&self) -> u64 {
+        let segments = u64::from(self.wal.segment_bytes) + u64::from(self.dead.segment_bytes);
+        u64::from(LEAST_PREPARED) * segments + BESIDE_LOGS
+    }
+
     /// `disk` tells what is free but for the outbox itself.
     fn on(options: &OutboxOptions, found: Lengths, disk: impl FnOnce() -> u64) -> Self {
         let record_bytes = whole_blocks(options.max_message_bytes.saturating_add(AROUND_MESSAGE));
@@ -97,6 +133,19 @@ fn segment_bytes(options: &OutboxOptions, found: Option<u32>, max_bytes: u64, re
     let derived = options.segment_bytes.min(fitting.max(least));
     let given = options.segment_bytes != SEGMENT_BYTES && derived == options.segment_bytes;
     found.filter(|&found| !given && found >= least && found <= options.segment_bytes).unwrap_or(derived)
+}
+
+/// The largest message that a configuration may have with such segments.
+pub(super) fn most_message(segment_bytes: u32) -> usize {
+    (segment_bytes / RECORDS) as usize - crate::config::AROUND_MESSAGE
+}
+
+/// The longest segment with which an outbox fits into so many bytes.
+fn fitting(bytes: u64) -> Option<u32> {
+    // A segment of dead letters is longer by what is around each of the records that fit.
+    let around = u64::from(LEAST_PREPARED * RECORDS * AROUND_DEAD);
+    let segment = bytes.saturating_sub(BESIDE_LOGS + around) / u64::from(2 * LEAST_PREPARED) / 4096 * 4096;
+    u32::try_from(segment).ok().filter(|_| segment >= LEAST_SEGMENT)
 }
 
 fn free_bytes(root: &Path) -> u64 {
@@ -170,6 +219,22 @@ mod tests {
                 assert!(dead.record_bytes <= dead.segment_bytes / 4 && dead.segment_bytes <= MAX_SEGMENT, "{dead:?}");
             }
         }
+    }
+
+    #[test]
+    fn the_settings_that_are_named_for_a_small_disk_fit_on_it() {
+        for free in [3_u64 << 20, 8 << 20, 16 << 20, 30 << 20, 35_000_000] {
+            let defaults = OutboxOptions::new("nowhere");
+            assert!(Sizes::on(&defaults, Lengths::default(), || free).least_bytes() > free, "{free}");
+            let segment_bytes = fitting(free).expect("there are some");
+            let max_message_bytes = most_message(segment_bytes);
+            for max_bytes in [None, Some(4 * u64::from(segment_bytes))] {
+                let options = OutboxOptions { segment_bytes, max_message_bytes, max_bytes, ..defaults.clone() };
+                let least = Sizes::on(&options, Lengths::default(), || free).least_bytes();
+                assert!(least <= free, "{free}: {segment_bytes} takes {least}");
+            }
+        }
+        assert_eq!(fitting(1 << 20), None);
     }
 
     /// A segment has a list of all others: there was no bound to it, and with many small ones no room for anything else.

@@ -15,6 +15,8 @@ use super::open_error::{OpenError, OpenErrorKind};
 use super::start::{Named, make_line, start, tell_of_backlog};
 use crate::config::{Config, EVENTS, Mode, OnPoison, Order, RouteConfig, TransportConfig};
 use crate::drainer::WindowLimits;
+use crate::file_size;
+use crate::forked::Maker;
 use crate::message::Message;
 use crate::outbox::{Outbox, OutboxOptions, StatusFile};
 use crate::transport::{self, BrokerUrl, Transport};
@@ -187,6 +189,7 @@ impl Builder {
     pub async fn open(self) -> Result<Producer, OpenError> {
         let (sender, opened) = tokio::sync::oneshot::channel();
         let spawned = std::thread::Builder::new().name("outlast-open".into()).spawn(move || {
+            file_size::block_signal();
             let _ = sender.send(self.open_blocking());
         });
         spawned.map_err(|error| OpenError::new(OpenErrorKind::Transport, format!("no thread: {error}")))?;
@@ -232,6 +235,7 @@ impl Builder {
             housekeeper: Mutex::default(),
             ended: Mutex::default(),
             stop: AtomicBool::new(false),
+            maker: Maker::this(),
             config,
         });
         if let Err(error) = start(&core) {

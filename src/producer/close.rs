@@ -7,14 +7,17 @@ use std::time::{Duration, Instant};
 
 use super::Producer;
 use super::core::{Core, lock};
-use crate::clock;
 use crate::outbox::Lifecycle;
+use crate::{clock, file_size};
 
 /// How often it is looked whether everything is settled. A look and no bell: what is waited for is the sum of counters
 /// under several locks, and 20 ms are little beside a drain.
 const LOOK: Duration = Duration::from_millis(20);
 /// What a producer that was dropped without `close` gives its messages in flight.
 const DROP_GRACE: Duration = Duration::from_millis(500);
+
+/// What a fork hears that has inherited a producer.
+const FORKED: &str = "this process is a fork of the one that opened the outbox, which alone can close it";
 
 /// How a producer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +103,7 @@ impl Producer {
 async fn off_thread<T: Send + 'static>(work: impl FnOnce(&dyn Fn() -> bool) -> T + Send + 'static) -> Option<T> {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let spawned = std::thread::Builder::new().name("outlast-wait".into()).spawn(move || {
+        file_size::block_signal();
         let result = work(&|| sender.is_closed());
         // Dropped, if nobody waits for it.
         let _ = sender.send(result);
@@ -112,6 +116,9 @@ impl Core {
     /// Ends early, with what it has found, when nobody waits for it any more, or when the producer has ended and delivers
     /// nothing more.
     fn wait_drained(&self, timeout: Duration, unheard: &dyn Fn() -> bool) -> Result<(), NotDrained> {
+        if self.maker.is_other() {
+            return Err(NotDrained { pending: u64::MAX, why: Some(FORKED.into()) });
+        }
         let until = clock::after(Instant::now(), timeout);
         loop {
             let pending = self.unsettled();
@@ -144,6 +151,9 @@ impl Core {
 
     /// Closes once; whoever comes later waits for that, and is told the same.
     pub fn close(&self, grace: Duration) -> Result<Closed, CloseError> {
+        if self.maker.is_other() {
+            return Err(CloseError(FORKED.into()));
+        }
         let mut ended = lock(&self.ended);
         if let Some(ended) = &*ended {
             return ended.clone();
@@ -171,8 +181,10 @@ impl Core {
         for line in &self.lines {
             line.dispatcher.forget_watchers(0..=u64::MAX);
         }
-        self.write_status(Lifecycle::Closed);
-        self.outbox.release();
+        file_size::shielded(|| {
+            self.write_status(Lifecycle::Closed);
+            self.outbox.release();
+        });
         let outcome = match closed {
             Ok(()) => Ok(Closed { pending: self.pending() }),
             Err(error) => Err(CloseError(error.to_string())),
@@ -222,12 +234,18 @@ pub(super) struct Last(pub(super) Arc<Core>);
 
 impl Drop for Last {
     fn drop(&mut self) {
+        if self.0.maker.is_other() {
+            // Everything else is left as it is, for good: to drop it would wait for the parent's threads.
+            std::mem::forget(Arc::clone(&self.0));
+            return self.0.outbox.directory().disinherit();
+        }
         if self.0.closed.load(Ordering::Acquire) {
             return;
         }
         let core = Arc::clone(&self.0);
         // Not on the caller's thread, which may be a runtime's.
         let spawned = std::thread::Builder::new().name("outlast-close".into()).spawn(move || {
+            file_size::block_signal();
             if let Err(error) = core.close(DROP_GRACE) {
                 tracing::error!(%error, "a producer was dropped without being closed");
             }

@@ -14,6 +14,7 @@ use crate::clock;
 use crate::config::{Config, MAX_FIELDS, MAX_HEADERS, Mode, Order};
 use crate::drainer::{Dispatcher, Verdict};
 use crate::error::{SendError, SendErrorKind};
+use crate::forked::Maker;
 use crate::message::{Body, ID_HEADER, Lane, Message, Outgoing, Route};
 use crate::outbox::{NoRoom, Outbox, Reservation, Share, StatusFile};
 use crate::stats::Event;
@@ -80,6 +81,8 @@ impl Bell {
 /// What all clones share.
 pub(super) struct Core {
     pub config: Config,
+    /// The process that opened it: a fork has the data, and none of the threads.
+    pub maker: Maker,
     pub outbox: Arc<Outbox>,
     pub lines: Vec<Line>,
     pub opened: SystemTime,
@@ -240,7 +243,8 @@ impl Core {
                 }
                 Err(_) if first.deadline <= now => {
                     let waited = self.config.space_wait;
-                    let reason = format!("the outbox is full, and no space came free within {waited:?}");
+                    let why = self.outbox.broken().map_or(String::new(), |why| format!(": {why}"));
+                    let reason = format!("the outbox is full, and no space came free within {waited:?}{why}");
                     let _ = verdict.send(Queued::Rejected(SendErrorKind::Full, reason));
                 }
                 Err(_) => {

@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::core::Core;
+use crate::file_size;
 use crate::outbox::Lifecycle;
 
 /// How late a deadline may be noticed.
@@ -21,6 +22,7 @@ pub(super) fn start(core: &Arc<Core>) -> io::Result<JoinHandle<()>> {
     let bell = Arc::clone(&core.bell);
     let core = Arc::downgrade(core);
     std::thread::Builder::new().name("outlast-clock".into()).spawn(move || {
+        file_size::block_signal();
         let mut status = Instant::now();
         let mut late = Instant::now();
         let mut busy = true;

@@ -37,6 +37,11 @@ const SEND_ALL_WINDOW: usize = 1_000;
 /// Clones share everything, and any number of threads and tasks may send. When the last clone is dropped without
 /// [`close`](Self::close), what is in flight is given half a second, and then stored as far as it can be, on a thread of
 /// its own; only `close` tells how that went, and whether it went before the process ended.
+///
+/// A child that was forked without `exec` inherits none of the threads, so it cannot use the producer: `close` and `drained`
+/// fail there. To drop it in the child is safe, and changes nothing for the parent, which keeps the outbox; the child
+/// closes the descriptor of the lock that it inherited, and leaves the rest alone until it ends. A child that keeps it
+/// keeps the outbox locked, too, when the parent has died.
 #[derive(Clone)]
 pub struct Producer {
     core: Arc<Core>,

@@ -12,10 +12,12 @@ pub enum OpenErrorKind {
     Config,
     /// Another process has the outbox open, which was left as it is.
     Held {
-        /// Its process id, if it had time to write it down.
+        /// Its process id, if it had time to write it down; that of a fork which inherited the lock, where the process
+        /// that took it has ended.
         pid: Option<u32>,
     },
-    /// The directory is not fit to hold an outbox: a newer format, a foreign owner, a symlink, read-only.
+    /// The directory is not fit to hold an outbox: a newer format, a foreign owner, a symlink, read-only, a
+    /// disk that is too small for one message with these settings.
     Directory,
     /// The log cannot be opened.
     Storage,
@@ -59,7 +61,7 @@ impl From<OutboxError> for OpenError {
     fn from(error: OutboxError) -> Self {
         let kind = match &error {
             OutboxError::Directory(DirectoryError::Held { holder, .. }) => OpenErrorKind::Held { pid: holder.pid },
-            OutboxError::Directory(_) => OpenErrorKind::Directory,
+            OutboxError::Directory(_) | OutboxError::TooSmall { .. } => OpenErrorKind::Directory,
             OutboxError::Log { .. } => OpenErrorKind::Storage,
         };
         Self::new(kind, error.to_string())

@@ -98,7 +98,9 @@ fn gone(message: &Outgoing, possibly_delivered: bool) -> SendError {
 
 impl Drop for SendFuture {
     fn drop(&mut self) {
-        if let State::Queued { core, line, ticket, verdict, .. } = &mut self.0 {
+        if let State::Queued { core, line, ticket, verdict, .. } = &mut self.0
+            && !core.maker.is_other()
+        {
             // Closed first: if it is being let in at this moment, either it is withdrawn or it goes its way.
             verdict.close();
             core.lines[*line].admission.lock().withdraw(*ticket);

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::file_size::is_no_room;
+
 /// Bytes that are not what the format says.
 ///
 /// Decoders return it and nothing else: they do not panic, and they allocate no more than the bytes they were given.
@@ -178,13 +180,11 @@ impl WalError {
         move |source| Self::Io { op, path, source }
     }
 
-    /// Whether there is no room: the disk, a quota or the log's own limit is full. That passes by itself once space
-    /// is free; everything else needs somebody.
+    /// Whether there is no room: the disk, a quota, the process's limit on the size of a file or the log's own limit is
+    /// reached. That passes by itself once there is room; everything else needs an operator.
     pub fn is_no_space(&self) -> bool {
         match self {
-            Self::Io { source, .. } => {
-                matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-            }
+            Self::Io { source, .. } => is_no_room(source),
             Self::Full { .. } | Self::Crowded { .. } => true,
             Self::TooLarge { .. }
             | Self::Closed

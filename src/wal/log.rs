@@ -19,6 +19,7 @@ use super::state::Pending;
 use super::storage::Storage;
 use super::workers::Stepper;
 use super::{EntryRef, Lsn, Options, Settled, record, round_up};
+use crate::forked::Maker;
 use crate::message::{Outgoing, Route};
 
 /// An append-only log of messages, and of what became of them.
@@ -28,6 +29,7 @@ use crate::message::{Outgoing, Route};
 pub struct Wal {
     shared: Arc<Shared>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    maker: Maker,
 }
 
 /// Room in the log.
@@ -111,7 +113,7 @@ impl Wal {
             durable: AtomicU64::new(found.last_acked),
         });
         let committer = Committer::new(Arc::clone(&shared), found.next_number);
-        let wal = Self { shared: Arc::clone(&shared), threads: Mutex::new(Vec::new()) };
+        let wal = Self { shared: Arc::clone(&shared), threads: Mutex::new(Vec::new()), maker: Maker::this() };
         Ok((wal, recovered, Stepper::new(shared, committer)))
     }
 
@@ -338,6 +340,11 @@ impl Wal {
 
 impl Drop for Wal {
     fn drop(&mut self) {
+        if self.maker.is_other() {
+            // The threads are the parent's: not even their handles may be looked at, as their stacks are gone.
+            let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner);
+            return std::mem::forget(std::mem::take(threads));
+        }
         self.stop();
     }
 }

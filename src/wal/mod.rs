@@ -84,6 +84,7 @@ pub use ranges::RangeSet;
 pub use reader::{Cursor, Reader, Step};
 pub use recovery::Recovered;
 pub use shared::Trouble;
+pub use space::LEAST_PREPARED;
 pub use state::{Pending, State};
 pub use storage::{DiskStorage, File, Storage, is_unreadable};
 pub use workers::{Stepper, Turn};

@@ -12,6 +12,7 @@ use super::shared::{Shared, Trouble};
 use super::space::{Job, Prepared};
 use super::storage::File;
 use super::workers::Turn;
+use crate::file_size::is_no_room;
 
 /// After a failure, how long until it is tried again: the disk may have room by then.
 const RETRY: Duration = Duration::from_secs(1);
@@ -104,10 +105,12 @@ fn note(shared: &Shared, outcome: Result<(), WalError>, now: Instant) {
             }
         }
         Err(error) => {
+            let trouble = Trouble::from(&error);
             if space.last_error.is_none() {
-                tracing::warn!(%error, "a segment could not be made ready; it is tried again each second");
+                let error = &trouble.reason;
+                tracing::warn!(error, "a segment could not be made ready; it is tried again each second");
             }
-            space.last_error = Some(Trouble::from(&error));
+            space.last_error = Some(trouble);
             space.retry_at = Some(now + RETRY);
         }
     }
@@ -199,6 +202,5 @@ pub(super) fn relieve(shared: &Shared) -> bool {
 }
 
 fn is_hopeless(error: &io::Error) -> bool {
-    use io::ErrorKind::{QuotaExceeded, StorageFull, Unsupported};
-    matches!(error.kind(), QuotaExceeded | StorageFull | Unsupported)
+    is_no_room(error) || error.kind() == io::ErrorKind::Unsupported
 }

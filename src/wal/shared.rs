@@ -15,6 +15,7 @@ use super::space::Space;
 use super::state::{SegmentInfo, State};
 use super::storage::Storage;
 use super::{Lsn, Options, WalError};
+use crate::file_size;
 
 /// A frame that is durable, still in memory.
 pub(super) struct TailFrame {
@@ -34,7 +35,11 @@ pub struct Trouble {
 
 impl From<&WalError> for Trouble {
     fn from(error: &WalError) -> Self {
-        Self { reason: error.to_string(), no_space: error.is_no_space() }
+        let limit = match error {
+            WalError::Io { source, .. } => file_size::advice(source),
+            _ => "",
+        };
+        Self { reason: format!("{error}{limit}"), no_space: error.is_no_space() }
     }
 }
 

@@ -24,6 +24,8 @@ const KEEP: usize = 2;
 /// they hold nothing that is pending, moving on to a third frees one of them. So three go round for ever, however full
 /// the log and the disk are, and however often the process is started.
 const FOR_CONTROLS: usize = 3;
+/// Segments without which a log takes no message: those for settlements, and one.
+pub const LEAST_PREPARED: u32 = FOR_CONTROLS as u32 + 1;
 /// Of these, what messages never take.
 const LAST: usize = 1;
 /// Files that wait to be removed, at most: while the disk does not let them go, no new ones are made.

@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::committer::Committer;
 use super::prepare;
 use super::shared::{Shared, Trouble};
+use crate::file_size;
 
 /// What a turn of a worker says about the next one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,6 +89,7 @@ impl Worker {
     /// and nobody is left waiting.
     pub fn start(mut self) -> io::Result<JoinHandle<()>> {
         std::thread::Builder::new().name(self.name.into()).spawn(move || {
+            file_size::block_signal();
             if catch_unwind(AssertUnwindSafe(&mut self.work)).is_err() {
                 let reason = format!("the thread {} panicked; open the outbox again", self.name);
                 self.shared.view().panicked = Some(Trouble { reason: reason.clone(), no_space: false });

@@ -97,8 +97,23 @@ impl Child {
         Self::start(args, file.into(), broken_pipe(), log)
     }
 
+    /// The same as `spawn` with `ulimit -f`, in units of 1,024 bytes where bash is the shell, as a soft limit.
+    pub fn spawn_limited<S: AsRef<OsStr>>(args: &[S], dir: &Path, limit: u32) -> Self {
+        let log = dir.join("limited.log");
+        let file = File::create(&log).expect("a file for the program's output");
+        let mut command = Command::new("bash");
+        let script = format!("ulimit -S -f {limit}; exec \"$0\" \"$@\"");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_outlast")]);
+        command.env_remove("OUTLAST_PASSWORD").env_remove("RUST_LOG");
+        let stdout = file.try_clone().expect("a second handle").into();
+        Self::start_as(command, args, stdout, file.into(), log)
+    }
+
     fn start<S: AsRef<OsStr>>(args: &[S], stdout: Stdio, stderr: Stdio, log: PathBuf) -> Self {
-        let mut command = program();
+        Self::start_as(program(), args, stdout, stderr, log)
+    }
+
+    fn start_as<S: AsRef<OsStr>>(mut command: Command, args: &[S], stdout: Stdio, stderr: Stdio, log: PathBuf) -> Self {
         let started = command.args(args).stdin(Stdio::piped()).stdout(stdout).stderr(stderr).spawn();
         let mut process = started.expect("the program starts");
         Self { stdin: process.stdin.take(), process, log }

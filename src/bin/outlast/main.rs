@@ -21,6 +21,7 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
+use nix::sys::signal::{SigSet, Signal};
 use tracing_subscriber::EnvFilter;
 
 use args::{Args, Command};
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
         Err(error) => return conceal::exit(&error),
     };
     log_to_stderr();
+    block_file_size_signal();
     let done = match args.command {
         Command::Produce(args) => produce::run(&args),
         Command::Drain(args) => drain::run(&args),
@@ -50,6 +52,16 @@ fn main() -> ExitCode {
             output::say(&problem.text);
             problem.exit.into()
         }
+    }
+}
+
+/// A log of acknowledgements, or standard output, that would exceed the limit on the size of a file (`ulimit -f`) is an
+/// error to report, not an end by SIGXFSZ. Before the first thread, so that all of them inherit it.
+fn block_file_size_signal() {
+    let mut signals = SigSet::empty();
+    signals.add(Signal::SIGXFSZ);
+    if let Err(error) = signals.thread_block() {
+        output::say(format_args!("SIGXFSZ cannot be blocked: {error}"));
     }
 }
 

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::outbox::lock::Holder;
+use crate::outbox::holder::Holder;
 
 /// Why an outbox was not opened. Nothing was written.
 #[derive(Debug, thiserror::Error)]
@@ -50,8 +50,18 @@ pub enum DirectoryError {
         /// The process's effective user id.
         user: u32,
     },
-    /// Others may write to a directory with something in it: nobody knows what they have put there.
-    #[error("{} may be written to by other users (mode {mode:04o}); see that nothing in it is theirs, then chmod 700 it", path.display())]
+    /// The root of a volume, as it seems: another user's, and this one may write to it.
+    #[error("{} belongs to user {owner}, as the root of a volume does, so it cannot be an outbox itself; name a directory in it, such as {}, which is made if it is not there", path.display(), within.display())]
+    VolumeRoot {
+        /// What was refused.
+        path: PathBuf,
+        /// The owner's user id.
+        owner: u32,
+        /// A directory in it that would be right.
+        within: PathBuf,
+    },
+    /// Every user may write to a directory with something in it, or to a file: nothing says what they have put there.
+    #[error("{} may be written to by every user (mode {mode:04o}); see that nothing in the outbox is theirs, then take away their rights: chmod -R go-rwx", path.display())]
     OpenToOthers {
         /// What was refused.
         path: PathBuf,

@@ -263,9 +263,132 @@ fn others_rights_are_taken_away_if_the_directory_is_empty_and_refused_if_not() {
     chmod(&path, 0o755);
     drop(open(&path).expect("only readable: tightened"));
     assert_eq!(mode(&path), 0o700);
-    chmod(&path, 0o720);
+    chmod(&path, 0o702);
     let error = refused(&path, &path);
-    assert!(matches!(error, DirectoryError::OpenToOthers { mode: 0o720, .. }), "{error}");
+    assert!(matches!(error, DirectoryError::OpenToOthers { mode: 0o702, .. }), "{error}");
+}
+
+/// Everything below, with what a volume's `fsGroup` adds to its mode.
+fn give_to_the_group(path: &Path) {
+    for path in picture(path).into_keys().filter(|path| !fs::symlink_metadata(path).expect("there").is_symlink()) {
+        let more = if path.is_dir() { 0o2070 } else { 0o060 };
+        chmod(&path, mode(&path) | more);
+    }
+}
+
+/// An outbox with a file of each kind in it.
+fn full_outbox(temp: &Path) -> PathBuf {
+    let path = temp.join("outbox");
+    drop(open(&path).expect("made"));
+    fs::create_dir(path.join("ledger/1")).expect("mkdir");
+    for name in ["wal/free-0000000000000001.seg", "ledger/1/db", "damaged/MANIFEST", "status"] {
+        fs::write(path.join(name), "x").expect("write");
+    }
+    path
+}
+
+/// Kubernetes sets group and mode of a volume at each mount: the outbox refused to open after each restart of its pod.
+#[test]
+fn a_groups_rights_are_taken_away_from_all_of_an_outbox() {
+    let temp = tempfile::tempdir().expect("tempdir");
+    let path = full_outbox(temp.path());
+    for _ in 0..2 {
+        give_to_the_group(&path);
+        assert_eq!((mode(&path), mode(&path.join("ledger/1/db")) & 0o060), (0o2770, 0o060));
+        drop(open(&path).expect("put right"));
+        for path in picture(&path).into_keys() {
+            assert_eq!(mode(&path) & 0o077, 0, "{}", path.display());
+        }
+    }
+}
+
+#[test]
+fn looking_at_an_outbox_changes_no_mode_and_a_refusal_neither() {
+    let temp = tempfile::tempdir().expect("tempdir");
+    let path = full_outbox(temp.path());
+    give_to_the_group(&path);
+    let before = picture(&path);
+    Inspected::at(&path).expect("inspected");
+    assert_eq!(picture(&path), before);
+    let holder = Lock::acquire(&path.join("LOCK"), Duration::ZERO).expect("free");
+    give_to_the_group(&path);
+    let before: Vec<_> = picture(&path).into_iter().filter(|(path, _)| !path.ends_with("LOCK")).collect();
+    assert!(matches!(open(&path), Err(DirectoryError::Held { .. })));
+    let after: Vec<_> = picture(&path).into_iter().filter(|(path, _)| !path.ends_with("LOCK")).collect();
+    assert_eq!(after, before);
+    drop(holder);
+}
+
+/// What a member of the group may have put there is not the owner's to put right.
+#[test]
+fn what_others_could_have_put_into_an_open_outbox_is_refused() {
+    for name in ["ledger/1/db", "ledger/1/conf", "status.tmp", "IDENTITY.tmp", "damaged/MANIFEST", "wal/x.seg"] {
+        for planted in ["symlink", "hard link", "foreign", "everybody's"] {
+            if planted == "foreign" && !rustix::process::geteuid().is_root() {
+                println!("not run: only root can give a file away");
+                continue;
+            }
+            let temp = tempfile::tempdir().expect("tempdir");
+            let path = full_outbox(temp.path());
+            let (file, victim) = (path.join(name), temp.path().join("victim"));
+            fs::write(&victim, "precious").expect("write");
+            let _ = fs::remove_file(&file);
+            match planted {
+                "symlink" => symlink(&victim, &file).expect("symlink"),
+                "hard link" => fs::hard_link(&victim, &file).expect("hard link"),
+                _ => fs::write(&file, "theirs").expect("write"),
+            }
+            if planted == "foreign" {
+                std::os::unix::fs::chown(&file, Some(12_345), None).expect("chown");
+            }
+            give_to_the_group(&path);
+            if planted == "everybody's" {
+                chmod(&file, 0o666);
+                let above = file.ancestors().skip(1).take_while(|above| above.starts_with(&path));
+                above.for_each(|above| chmod(above, 0o775));
+            }
+            let error = refused(temp.path(), &path);
+            let right = match planted {
+                "symlink" => matches!(error, DirectoryError::Symlink { .. }),
+                "hard link" => matches!(error, DirectoryError::HardLink { links: 2, .. }),
+                "foreign" => matches!(error, DirectoryError::ForeignOwner { owner: 12_345, .. }),
+                _ => matches!(error, DirectoryError::OpenToOthers { mode: 0o666, .. }),
+            };
+            assert!(right, "{name} as {planted}: {error}");
+        }
+    }
+}
+
+#[test]
+fn modes_below_a_private_directory_do_not_matter() {
+    let temp = tempfile::tempdir().expect("tempdir");
+    let path = full_outbox(temp.path());
+    chmod(&path.join("ledger/1/db"), 0o666);
+    drop(open(&path).expect("no other user gets there"));
+    assert_eq!(mode(&path.join("ledger/1/db")), 0o666);
+}
+
+#[test]
+fn the_root_of_a_volume_is_refused_with_a_directory_in_it_for_advice() {
+    if !rustix::process::geteuid().is_root() {
+        println!("not run: only root can give a directory away");
+        return;
+    }
+    let temp = tempfile::tempdir().expect("tempdir");
+    let volume = temp.path().join("volume");
+    fs::create_dir(&volume).expect("mkdir");
+    fs::create_dir(volume.join("lost+found")).expect("mkdir");
+    for owner_mode in [0o777, 0o2775] {
+        chmod(&volume, owner_mode);
+        std::os::unix::fs::chown(&volume, Some(12_345), None).expect("chown");
+        chmod(&volume, owner_mode);
+        let error = refused(temp.path(), &volume);
+        let DirectoryError::VolumeRoot { within, owner: 12_345, .. } = &error else { panic!("{error}") };
+        assert!(error.to_string().contains(&within.display().to_string()), "{error}");
+        drop(open(within).expect("made"));
+        assert_eq!(mode(within) & 0o777, 0o700);
+        fs::remove_dir_all(within).expect("removed");
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ use super::health::{LedgerHealth, LedgerState};
 use super::keys::{EntryRow, LaneKey, LaneRow, ParkedKey, ParkedRow};
 use super::store::{Change, ParkedScope};
 use super::{LedgerOptions, numbers};
+use crate::file_size;
 
 mod life;
 
@@ -252,7 +253,11 @@ impl Engine {
         inner.opened = false;
         inner.busy = None;
         let (engine, life) = (self.clone(), inner.life);
-        let spawned = thread::Builder::new().name("outlast-ledger".into()).spawn(move || engine.live(life, pause));
+        let live = move || {
+            file_size::block_signal();
+            engine.live(life, pause);
+        };
+        let spawned = thread::Builder::new().name("outlast-ledger".into()).spawn(live);
         if let Err(error) = spawned {
             inner.trouble = Some((format!("its thread could not be started: {error}"), unix_millis()));
             self.turn_off(inner);

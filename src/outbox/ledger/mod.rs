@@ -39,6 +39,8 @@ pub use keys::{EntryRow, LaneKey, LaneRow, ParkedKey, ParkedRow};
 use store::Change;
 pub use store::ParkedScope;
 
+use crate::forked::Maker;
+
 /// Called on the ledger's thread before each call of sled, with the call's name. A test makes it wait, panic or fail.
 pub type Hook = Arc<dyn Fn(&'static str) -> Result<(), String> + Send + Sync>;
 
@@ -94,10 +96,14 @@ pub struct Ledger {
 struct Handle {
     engine: Arc<Engine>,
     watchdog: Duration,
+    maker: Maker,
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
+        if self.maker.is_other() {
+            return;
+        }
         self.engine.begin_close();
     }
 }
@@ -107,14 +113,22 @@ impl Ledger {
     /// fail. [`health`](Self::health) tells how it went.
     pub fn open(dir: &Path, options: LedgerOptions) -> Self {
         let watchdog = options.watchdog;
-        Self { handle: Arc::new(Handle { engine: Engine::start(dir.to_path_buf(), options), watchdog }) }
+        Self {
+            handle: Arc::new(Handle {
+                engine: Engine::start(dir.to_path_buf(), options),
+                watchdog,
+                maker: Maker::this(),
+            }),
+        }
     }
 
     /// No ledger at all, and no thread: as after the last of them was given up.
     #[cfg(any(test, feature = "testing"))]
     pub fn none() -> Self {
         let options = LedgerOptions::default();
-        Self { handle: Arc::new(Handle { watchdog: options.watchdog, engine: Engine::off(options) }) }
+        Self {
+            handle: Arc::new(Handle { watchdog: options.watchdog, engine: Engine::off(options), maker: Maker::this() }),
+        }
     }
 
     /// Notes where a run of the log begins; `false` if that was dropped, which makes a later seek read more.
