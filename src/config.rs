@@ -95,7 +95,7 @@ pub struct TransportConfig {
     /// `kafka://host:port[,host:port][/TOPIC][?option=value]`, `redis://[user@]host:port[/db][?stream=NAME]`, `rediss://…`.
     /// It may hold a password: `Debug` shows nothing of it.
     pub url: String,
-    /// The password, where the URL has none.
+    /// The password, where the URL has none. It is sent as it is; a newline at its end is warned of in the log.
     #[serde(default)]
     pub password: Option<String>,
 }

@@ -233,6 +233,13 @@ fn texts(add: Add<'_>) {
     ];
     urls.into_iter().for_each(|(name, url)| add("url", name, url.as_bytes().to_vec()));
     add("lines", "acks", b"\x006\tdelivered\n7\tsto".to_vec());
+    add("lines", "acks-unterminated", b"\x006\tdelivered\r\n7\tstored\tunterminated\n".to_vec());
+    add("lines", "acks-cut", b"\x00\x00\x00\x007\tstored\n8\t\x00\x00".to_vec());
+    add(
+        "lines",
+        "json-keys",
+        b"\x03\xff\x00\x01\x03\xef\xbb\xbf{\"a\":1e2,\"a\":18446744073709551617}\r\n{\"\\u0061\":\"\\ud800\"}".to_vec(),
+    );
     add("lines", "key", b"\x01json:/a/0/b".to_vec());
     add("lines", "plain", b"\x02\x20\x01\x00\x01a b\n\n  c d e\r\nlast".to_vec());
     add("lines", "json", b"\x03\xff\x00\x01\x04{\"a\":[{\"b\":17}]}\n{\"a\":[{\"b\":\"x y\"}]}\n[".to_vec());

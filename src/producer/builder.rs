@@ -85,7 +85,8 @@ impl Builder {
     }
 
     /// The password for brokers whose URL and configuration have none, and that are logged in to: for Kafka, with a
-    /// `security.protocol` that says so.
+    /// `security.protocol` that says so. It is sent as it is: one that ends in a newline, as files and variables give it,
+    /// is warned of in the log.
     pub fn password(mut self, password: impl Into<String>) -> Self {
         self.password = Some(password.into());
         self
@@ -274,6 +275,9 @@ impl Builder {
                 transport::Scheme::Kafka => Order::Key,
                 transport::Scheme::Redis | transport::Scheme::Rediss => Order::Route,
             };
+            if let Some(oddity) = url.password_oddity() {
+                tracing::warn!(transport = %name, "the password is probably not as it is meant: {oddity}");
+            }
             let made = transport::connect(&url, limits).map_err(|error| wrong(error.to_string()))?;
             if let Some(destination) = url.destination() {
                 let checked = made.check(&Message::to(destination));

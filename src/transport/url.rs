@@ -8,6 +8,9 @@ use std::str::FromStr;
 
 use percent_encoding::percent_decode_str;
 
+/// What some editors put before a text in UTF-8.
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// What is wrong with the URL of a broker: the part, and the right form. Never shows a password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("broker URL: {part}: {reason}")]
@@ -30,7 +33,7 @@ impl UrlError {
         self
     }
 
-    /// The part of the URL that is wrong: `scheme`, `host`, `port`, `topic`, `option`, …
+    /// The part of the URL that is wrong: `scheme`, `host`, `port`, `topic`, `option`, `character`, …
     pub fn part(&self) -> &'static str {
         self.part
     }
@@ -140,6 +143,18 @@ impl BrokerUrl {
             }
     }
 
+    /// What is odd about the password in a way that no password is meant to be: what a file or a variable adds to one.
+    pub(crate) fn password_oddity(&self) -> Option<&'static str> {
+        let option = || self.options.iter().find(|(name, _)| name == "sasl.password").map(|(_, value)| value);
+        let password = self.password.as_ref().or_else(option)?;
+        if password.ends_with(['\n', '\r']) {
+            return Some("it ends in a newline or carriage return, which is sent as a part of it");
+        }
+        password
+            .starts_with(BYTE_ORDER_MARK)
+            .then_some("it begins with a byte order mark, which is sent as a part of it")
+    }
+
     /// Sets the password, where the URL has none. An empty one is none.
     pub(crate) fn or_password(mut self, password: Option<&str>) -> Self {
         if self.password.is_none() {
@@ -160,6 +175,14 @@ impl FromStr for BrokerUrl {
 impl BrokerUrl {
     fn take_apart(text: &str) -> Result<Self, UrlError> {
         let form = "give kafka://host:port/TOPIC, redis://host:port?stream=NAME or rediss://host:port?stream=NAME";
+        // They come along from files and variables, unseen, and would become a part of a host's, topic's or stream's name.
+        if let Some(at) = text.chars().position(|c| c.is_control() || c == BYTE_ORDER_MARK) {
+            let reason = format!(
+                "number {} is a newline, a byte order mark or another control character; leave it out, or escape it as in %0A",
+                at + 1
+            );
+            return Err(UrlError::new("character", reason));
+        }
         let (scheme, rest) =
             text.split_once("://").ok_or_else(|| UrlError::new("scheme", format!("there is none; {form}")))?;
         let scheme = match scheme {
@@ -352,6 +375,28 @@ mod tests {
         assert_eq!(part("redis://h/stream"), "database");
         assert_eq!(part("redis://a,b"), "host");
         assert_eq!(part("redis://h?stream="), "stream");
+        // The newline of a file or a variable was a part of the stream's name.
+        for text in ["redis://h?stream=s\n", "kafka://h/t\r", "\u{feff}kafka://h/t", "redis://u:hunter2\n@h"] {
+            assert_eq!(part(text), "character");
+        }
+        assert!("redis://u:hunter2%0A@h".parse::<BrokerUrl>().is_ok());
+    }
+
+    #[test]
+    fn what_a_file_adds_to_a_password_is_odd() {
+        for (text, password, odd) in [
+            ("redis://h", Some("hunter2\n"), true),
+            ("redis://h", Some("hunter2\r\n"), true),
+            ("redis://h", Some("\u{feff}hunter2"), true),
+            ("redis://h", Some(" hunter2 "), false),
+            ("redis://h", None, false),
+            ("redis://u:hunter2%0a@h", None, true),
+            ("kafka://h?sasl.password=hunter2%0A", None, true),
+            ("kafka://h?sasl.password=hunter2", None, false),
+        ] {
+            let url = text.parse::<BrokerUrl>().unwrap().or_password(password);
+            assert_eq!(url.password_oddity().is_some(), odd, "{text} {password:?}");
+        }
     }
 
     /// Without its escape a `/` or a `?` in a password made a port or an option of it, which the error then showed; an `&`

@@ -221,6 +221,7 @@ impl Acks {
 
     fn parse(line: &str) -> Option<(u64, bool)> {
         let (number, state) = line.split_once('\t')?;
+        let state = state.strip_suffix("\tunterminated").unwrap_or(state);
         let delivered = match state {
             "delivered" => true,
             "stored" => false,

@@ -158,23 +158,28 @@ pub struct Produce {
     #[arg(long, value_enum, default_value = "lines")]
     pub format: Format,
     /// What messages are keyed by: none, field:N (the Nth blank-separated field; a line without it goes without a
-    /// key), json:/POINTER (with --format json)
+    /// key), json:/POINTER (with --format json: a string's text, a number or boolean as it is written)
     #[arg(long, value_name = "KEY", default_value = "none")]
     pub key: KeyFrom,
     /// What happens at a line that is not what --format and --key ask for, or is too long
     #[arg(long, value_enum, default_value = "stop")]
     pub on_bad_line: OnBadLine,
-    /// Start at this line of the input, counted from 1
+    /// Leave a last line that has no newline for the next run; else it is sent as it is, and --ack-log says so
+    #[arg(long)]
+    pub leave_unterminated: bool,
+    /// Start at this line of the input, counted from 1. Behind a line that --ack-log has as unterminated: that line is
+    /// sent again first, whole, if it has its newline by now
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u64).range(1..))]
     pub from_line: u64,
     /// Lines read past the last one acknowledged, at most
     #[arg(long, value_name = "N", default_value = "10000", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub window: u32,
     /// A file that gets LINE<TAB>delivered or LINE<TAB>stored for each accepted line, in the order of the input, up to
-    /// the first that is not accepted (to go on behind its last line leaves none out); appended to if it is there
+    /// the first that is not accepted (to go on behind its last line leaves none out), and <TAB>unterminated behind a last
+    /// line without newline; appended to if it is there
     #[arg(long, value_name = "FILE", value_parser = path())]
     pub ack_log: Option<PathBuf>,
-    /// At the end of the input: wait this long, such as 90s or 5m, for pending messages
+    /// At the end of the input: wait this long, such as 90s or 5m, for what is on the way or pending
     #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
     pub drain_timeout: Duration,
     /// In --mode direct: how long the broker may take to acknowledge a message before it is stored as well, at least 1ms

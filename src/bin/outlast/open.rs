@@ -60,10 +60,22 @@ fn password_around() -> Result<Option<String>, Problem> {
 fn password_of(file: &Path) -> Result<String, Problem> {
     let text = std::fs::read_to_string(file)
         .map_err(|e| Problem::usage(format!("--password-file {}: {e}", file.display())))?;
-    match text.lines().next() {
-        Some(line) if !line.is_empty() => Ok(line.to_owned()),
-        _ => Err(Problem::usage(format!("--password-file {}: its first line is empty", file.display()))),
+    match first_line(&text) {
+        "" => Err(Problem::usage(format!("--password-file {}: its first line is empty", file.display()))),
+        line if line.contains('\0') => {
+            let problem =
+                format!("--password-file {}: it holds zero bytes; is it UTF-16? Save it as UTF-8", file.display());
+            Err(Problem::usage(problem))
+        }
+        line => Ok(line.to_owned()),
     }
+}
+
+/// Without what editors put around it: a byte order mark, and the end of the line however it is written.
+fn first_line(text: &str) -> &str {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let line = text.split('\n').next().unwrap_or(text);
+    line.strip_suffix('\r').unwrap_or(line)
 }
 
 /// Checks everything that can be checked before anything is touched.
@@ -167,7 +179,12 @@ mod tests {
         let file = dir.path().join("password");
         std::fs::write(&file, "hunter2\nnoise\n").unwrap();
         assert_eq!(password_of(&file).unwrap(), "hunter2");
-        for empty in ["", "\nhunter2"] {
+        // The mark was sent as a part of the password, and so was a carriage return without a newline.
+        for text in ["\u{feff}hunter2\r\n", "hunter2\r", "\u{feff}hunter2", "hunter2\r\nnoise\r\n"] {
+            std::fs::write(&file, text).unwrap();
+            assert_eq!(password_of(&file).unwrap(), "hunter2");
+        }
+        for empty in ["", "\nhunter2", "\r\nhunter2", "\u{feff}\n", "h\0u\0n\0"] {
             std::fs::write(&file, empty).unwrap();
             assert_eq!(password_of(&file).unwrap_err().exit, Exit::Usage);
         }

@@ -62,7 +62,8 @@ fn first_occurrences<'a>(lines: &[&'a [u8]]) -> HashMap<&'a [u8], Vec<&'a [u8]>>
     let mut keys: HashMap<&[u8], Vec<&[u8]>> = HashMap::new();
     for line in lines {
         // As `--key field:1` has it; what has no key has no order.
-        let key = line.split(|byte| *byte == b' ' || *byte == b'\t').find(|field| !field.is_empty());
+        let text = line.strip_suffix(b"\r").unwrap_or(line);
+        let key = text.split(|byte| *byte == b' ' || *byte == b'\t').find(|field| !field.is_empty());
         if let (Some(key), true) = (key, seen.insert(*line)) {
             keys.entry(key).or_default().push(*line);
         }

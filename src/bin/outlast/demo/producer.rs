@@ -39,7 +39,8 @@ impl Acks {
         for line in text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
             if let Some((number, state)) = line.split_once('\t') {
                 acks.last = number.parse().map_err(|e| Problem::failed(format!("{}: {line}: {e}", log.display())))?;
-                if state == "delivered" { acks.delivered += 1 } else { acks.stored += 1 }
+                // The last line of the input may lack its newline: a further field says so.
+                if state.starts_with("delivered") { acks.delivered += 1 } else { acks.stored += 1 }
             }
         }
         Ok(acks)

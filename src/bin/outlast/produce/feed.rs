@@ -10,7 +10,7 @@ use std::thread;
 use outlast::Message;
 use tokio::sync::mpsc;
 
-use super::key::Composer;
+use super::key::{Composer, Mark};
 use super::lines::{Line, Lines};
 
 /// Lines a batch: enough that handing it over costs nothing beside reading it.
@@ -24,6 +24,14 @@ pub struct Batch {
     pub lines: Vec<(u64, Result<Message, String>)>,
     /// How the input ended, if it did.
     pub end: Option<End>,
+    /// A byte order mark at its beginning, in the batch that begins there.
+    pub mark: Option<Mark>,
+}
+
+impl Batch {
+    fn ended(end: End) -> Self {
+        Self { lines: Vec::new(), end: Some(end), mark: None }
+    }
 }
 
 /// How the input ended.
@@ -33,9 +41,41 @@ pub enum End {
     Input {
         /// Lines it has, those before the first that was asked for too.
         lines: u64,
+        /// Whether the last one has its newline.
+        last: LastLine,
     },
     /// It cannot be read any further.
     Error(String),
+}
+
+/// The end of an input's last line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LastLine {
+    /// Its newline, or there is no line.
+    Newline,
+    /// It has none, and is in the batch all the same.
+    Unterminated(u64),
+    /// It has none, and is in no batch.
+    Left(u64),
+}
+
+/// What is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    /// The first line.
+    pub from: u64,
+    /// Bytes that a message may have.
+    pub limit: usize,
+    /// A last line without its newline is left out.
+    pub leave_unterminated: bool,
+    /// A line that was sent before without its newline: left out for as long as it has none.
+    pub sent_unterminated: Option<u64>,
+}
+
+impl Extent {
+    fn leaves(&self, unterminated: u64) -> bool {
+        self.leave_unterminated || self.sent_unterminated == Some(unterminated)
+    }
 }
 
 /// The input, read ahead by request.
@@ -47,23 +87,17 @@ pub struct Feed {
 }
 
 impl Feed {
-    /// Starts reading `input` at line `from`, in a thread that ends with the input (or, if that never comes, with
-    /// the process).
-    pub fn start(
-        input: impl Read + Send + 'static,
-        from: u64,
-        limit: usize,
-        composer: Composer,
-    ) -> std::io::Result<Self> {
+    /// Starts reading `input`, in a thread that ends with the input (or, if that never comes, with the process).
+    pub fn start(input: impl Read + Send + 'static, extent: Extent, composer: Composer) -> std::io::Result<Self> {
         let (requests, requested) = std_mpsc::channel::<usize>();
         let (sender, batches) = mpsc::unbounded_channel();
         thread::Builder::new().name("input".into()).spawn(move || {
-            let mut lines = Lines::new(input, limit);
-            let mut skipped = lines.skip_to(from);
+            let mut lines = Lines::new(input, extent.limit);
+            let mut skipped = lines.skip_to(extent.from);
             for most in requested {
                 let batch = match skipped {
-                    Ok(()) => read_batch(&mut lines, most.min(BATCH_LINES), limit, &composer),
-                    Err(e) => Batch { lines: Vec::new(), end: Some(End::Error(e.to_string())) },
+                    Ok(()) => read_batch(&mut lines, most.min(BATCH_LINES), &extent, &composer),
+                    Err(e) => Batch::ended(End::Error(e.to_string())),
                 };
                 skipped = Ok(());
                 let ended = batch.end.is_some();
@@ -86,37 +120,54 @@ impl Feed {
         }
         let Poll::Ready(batch) = self.batches.poll_recv(cx) else { return Poll::Pending };
         self.asked = false;
-        let batch = batch.unwrap_or_else(|| Batch {
-            lines: Vec::new(),
-            end: Some(End::Error("the thread that reads it is gone".into())),
-        });
+        let batch = batch.unwrap_or_else(|| Batch::ended(End::Error("the thread that reads it is gone".into())));
         self.ended = batch.end.is_some();
         Poll::Ready(batch)
     }
 }
 
 /// Waits for one line, then takes what has come along with it.
-fn read_batch<R: Read>(lines: &mut Lines<R>, most: usize, limit: usize, composer: &Composer) -> Batch {
-    let mut batch = Batch { lines: Vec::with_capacity(most), end: None };
+fn read_batch<R: Read>(lines: &mut Lines<R>, most: usize, extent: &Extent, composer: &Composer) -> Batch {
+    let mut batch = Batch { lines: Vec::with_capacity(most), end: None, mark: None };
     let mut bytes = 0;
-    while batch.lines.len() < most && bytes < BATCH_BYTES && (batch.lines.is_empty() || lines.has_buffered()) {
-        match lines.next() {
-            Ok(Some((number, Line::Whole(line)))) => {
-                bytes += line.len();
-                batch.lines.push((number, composer.compose(line).and_then(|message| within(limit, message))));
-            }
-            Ok(Some((number, Line::TooLong))) => {
-                batch.lines.push((number, Err(format!("longer than a message may be ({limit} bytes)"))));
-            }
+    while batch.end.is_none()
+        && batch.lines.len() < most
+        && bytes < BATCH_BYTES
+        && (batch.lines.is_empty() || lines.has_buffered())
+    {
+        let (number, line) = match lines.next() {
+            Ok(Some(line)) => line,
             Ok(None) => {
-                batch.end = Some(End::Input { lines: lines.read() });
+                batch.end = Some(End::Input { lines: lines.read(), last: LastLine::Newline });
                 break;
             }
             Err(e) => {
                 batch.end = Some(End::Error(e.to_string()));
                 break;
             }
+        };
+        if lines.unterminated() {
+            let left = extent.leaves(number);
+            let last = if left { LastLine::Left(number) } else { LastLine::Unterminated(number) };
+            batch.end = Some(End::Input { lines: number, last });
+            if left {
+                break;
+            }
         }
+        let message = match line {
+            Line::Whole(line) => {
+                bytes += line.len();
+                if number == 1 {
+                    batch.mark = Mark::of(&line);
+                }
+                composer.compose(number, line).and_then(|message| within(extent.limit, message))
+            }
+            Line::TooLong => Err(format!("longer than a message may be ({} bytes)", extent.limit)),
+        };
+        // A file that still grows, probably.
+        let unfinished =
+            |reason| format!("{reason} (it has no newline: --leave-unterminated leaves it for the next run)");
+        batch.lines.push((number, if lines.unterminated() { message.map_err(unfinished) } else { message }));
     }
     batch
 }
@@ -141,7 +192,8 @@ mod tests {
     fn no_more_is_read_than_there_is_room_for() {
         let composer = Composer { destination: "orders".into(), format: Format::Lines, key: KeyFrom::None };
         let input = b"line\n".repeat(1000);
-        let mut feed = Feed::start(std::io::Cursor::new(input), 1, 100, composer).unwrap();
+        let extent = Extent { from: 1, limit: 100, leave_unterminated: false, sent_unterminated: None };
+        let mut feed = Feed::start(std::io::Cursor::new(input), extent, composer).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let mut next = |room| runtime.block_on(poll_fn(|cx| feed.poll(cx, room)));
         assert_eq!(next(3).lines.len(), 3);
@@ -152,10 +204,35 @@ mod tests {
             assert!(batch.lines.len() <= BATCH_LINES);
             read += batch.lines.len();
             if let Some(end) = batch.end {
-                assert!(matches!(end, End::Input { lines: 1000 }));
+                assert!(matches!(end, End::Input { lines: 1000, last: LastLine::Newline }));
                 break;
             }
         }
         assert_eq!(read, 1000);
+    }
+    #[test]
+    fn a_last_line_without_its_newline_is_read_or_left() {
+        for (input, leave, sent, read, end) in [
+            ("a\nb\n", true, None, 2, LastLine::Newline),
+            ("a\nb", false, None, 2, LastLine::Unterminated(2)),
+            ("a\nb", true, None, 1, LastLine::Left(2)),
+            ("a\nb", false, Some(2), 1, LastLine::Left(2)),
+            ("a\nb", false, Some(1), 2, LastLine::Unterminated(2)),
+            ("a\nb\n", false, Some(2), 2, LastLine::Newline),
+            ("a\n1234567", true, None, 1, LastLine::Left(2)),
+            ("a\n1234567", false, None, 2, LastLine::Unterminated(2)),
+        ] {
+            let composer = Composer { destination: "orders".into(), format: Format::Lines, key: KeyFrom::None };
+            let extent = Extent { from: 1, limit: 5, leave_unterminated: leave, sent_unterminated: sent };
+            let mut lines = Lines::new(input.as_bytes(), 5);
+            let (mut count, mut last) = (0, None);
+            while last.is_none() {
+                let batch = read_batch(&mut lines, 9, &extent, &composer);
+                count += batch.lines.len();
+                last = batch.end;
+            }
+            assert_eq!(count, read, "{input:?}");
+            assert!(matches!(last, Some(End::Input { last, .. }) if last == end), "{input:?}: {last:?}");
+        }
     }
 }

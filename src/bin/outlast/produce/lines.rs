@@ -1,12 +1,33 @@
 //! Lines of any bytes, none of them changed, none longer than a message may be.
+//!
+//! The first end of the input is its end: what a growing file gets afterwards belongs to the next run. Read on, it would
+//! become a line of its own, though it is the rest of one that was sent.
 
 use std::io::{self, BufRead, BufReader, Read};
 
 /// Reads lines.
 pub struct Lines<R> {
-    input: BufReader<R>,
+    input: BufReader<Once<R>>,
     limit: usize,
     number: u64,
+    unterminated: bool,
+}
+
+/// An input that ends once.
+struct Once<R> {
+    input: R,
+    ended: bool,
+}
+
+impl<R: Read> Read for Once<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.ended {
+            return Ok(0);
+        }
+        let read = self.input.read(buffer)?;
+        self.ended = read == 0 && !buffer.is_empty();
+        Ok(read)
+    }
 }
 
 /// A line without its newline.
@@ -21,7 +42,8 @@ pub enum Line {
 impl<R: Read> Lines<R> {
     /// Lines of `input` with at most `limit` bytes.
     pub fn new(input: R, limit: usize) -> Self {
-        Self { input: BufReader::with_capacity(1 << 18, input), limit, number: 0 }
+        let input = BufReader::with_capacity(1 << 18, Once { input, ended: false });
+        Self { input, limit, number: 0, unterminated: false }
     }
 
     /// Reads over the lines before `line`, counted from 1.
@@ -45,9 +67,18 @@ impl<R: Read> Lines<R> {
             line.pop();
         } else if line.len() > self.limit {
             self.input.skip_until(b'\n')?;
+            // The end of the input is only met by reading on where no newline was found.
+            self.unterminated = self.input.get_ref().ended;
             return Ok(Some((self.number, Line::TooLong)));
+        } else {
+            self.unterminated = true;
         }
         Ok(Some((self.number, Line::Whole(line))))
+    }
+
+    /// Whether the line read last has no newline: then it is the last one, and the input may have ended in its middle.
+    pub fn unterminated(&self) -> bool {
+        self.unterminated
     }
 
     /// Lines read up to here, those read over too.
@@ -91,6 +122,37 @@ mod tests {
         assert_eq!(read(b"123456", 5, 1), [(1, Line::TooLong)]);
         let long = vec![b'x'; 20 << 20];
         assert_eq!(read(&long, 1 << 20, 1), [(1, Line::TooLong)]);
+    }
+
+    #[test]
+    fn a_last_line_without_its_newline_is_known() {
+        for (bytes, unterminated) in
+            [(&b""[..], false), (b"a\n", false), (b"a\nb", true), (b"a\n123456", true), (b"a\n123456\n", false)]
+        {
+            let mut lines = Lines::new(bytes, 5);
+            while lines.next().unwrap().is_some() {}
+            assert_eq!(lines.unterminated(), unterminated, "{bytes:?}");
+        }
+    }
+
+    /// A file that grew while it was read: `b` was read, then its end, and `cd` became a line of its own.
+    #[test]
+    fn what_comes_behind_the_end_is_not_read() {
+        struct Grows(Vec<&'static [u8]>);
+        impl Read for Grows {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                let Some(bytes) = self.0.pop() else { return Ok(0) };
+                buffer[..bytes.len()].copy_from_slice(bytes);
+                Ok(bytes.len())
+            }
+        }
+        let mut lines = Lines::new(Grows(vec![b"cd\ne\n", b"", b"a\nb"]), 9);
+        assert_eq!(lines.next().unwrap(), Some(whole(1, b"a")));
+        assert_eq!(lines.next().unwrap(), Some(whole(2, b"b")));
+        assert_eq!(lines.next().unwrap(), None);
+        let mut lines = Lines::new(Grows(vec![b"cd\ne\n", b"", b"a\nb"]), 9);
+        lines.skip_to(3).unwrap();
+        assert_eq!((lines.next().unwrap(), lines.read()), (None, 2));
     }
 
     #[test]

@@ -21,8 +21,8 @@ use crate::open::{self, Destination};
 use crate::output;
 use crate::signals::Stop;
 
-use ack_log::AckLog;
-use feed::Feed;
+use ack_log::{AckLog, Last};
+use feed::{Extent, Feed};
 use key::Composer;
 use progress::Progress;
 use pump::Pump;
@@ -51,12 +51,15 @@ pub fn run(args: &Produce) -> Result<Exit, Problem> {
     let mut stop = Stop::listen(args.stop.stop_timeout)?;
     let producer = open::open(builder, &mut stop)?;
     let dead_before = producer.stats().dead;
-    let log = AckLog::open(args.ack_log.as_deref()).map_err(|e| problem_with_log(args, &e))?;
+    let mut log = AckLog::open(args.ack_log.as_deref()).map_err(|e| problem_with_log(args, &e))?;
+    let extent = extent(args, log.last, limit);
     if args.ack_log.is_some() {
-        if let Some(last) = log.last.filter(|last| *last >= args.from_line) {
+        log.notes().iter().for_each(output::say);
+        if let Some(last) = log.last.filter(|last| last.line >= args.from_line) {
             output::say(format_args!(
-                "the log has line {last} already; what is sent again arrives twice (to go on behind it: --from-line {})",
-                last.saturating_add(1)
+                "the log has line {} already; what is sent again arrives twice (to go on behind it: --from-line {})",
+                last.line,
+                last.line.saturating_add(1)
             ));
         }
         output::say(format_args!(
@@ -68,7 +71,7 @@ pub fn run(args: &Produce) -> Result<Exit, Problem> {
         ));
     }
 
-    let feed = Feed::start(input, args.from_line, limit, composer).map_err(Problem::failed)?;
+    let feed = Feed::start(input, extent, composer).map_err(Problem::failed)?;
     let progress = Progress::start(&producer);
     let pump = Pump::new(&producer, feed, log, stop, args, &progress);
     let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(Problem::failed)?;
@@ -84,6 +87,19 @@ pub fn run(args: &Produce) -> Result<Exit, Problem> {
         output::say(line);
     }
     Ok(summary.exit())
+}
+
+/// What is read. Behind a line that the log has as `unterminated`, that line comes first: it may have grown since it was
+/// sent, and its rest is no line of its own. It is sent again, whole, once it has its newline.
+fn extent(args: &Produce, last: Option<Last>, limit: usize) -> Extent {
+    let behind = |last: &Last| last.unterminated && last.line.checked_add(1) == Some(args.from_line);
+    let sent_unterminated = last.filter(behind).map(|last| last.line).filter(|line| *line > 0);
+    Extent {
+        from: sent_unterminated.unwrap_or(args.from_line),
+        limit,
+        leave_unterminated: args.leave_unterminated,
+        sent_unterminated,
+    }
 }
 
 /// The defaults, with windows that fit `--window`: a smaller one means fewer duplicates after a kill.

@@ -14,8 +14,8 @@ use std::time::Duration;
 use outlast::{Config, NotDrained, Producer, Receipt, SendError, SendFuture};
 
 use super::ack_log::AckLog;
-use super::feed::{Batch, End, Feed};
-use super::key::KeyFrom;
+use super::feed::{Batch, End, Feed, LastLine};
+use super::key::{KeyFrom, Mark};
 use super::progress::Progress;
 use crate::args::{OnBadLine, Produce};
 use crate::open::GRACE_AFTER_WAIT;
@@ -26,6 +26,8 @@ use crate::signals::{self, Stop};
 const WINDOW_BYTES: usize = 64 << 20;
 /// A wait for pending messages that is not worth a word.
 const UNNOTICED: Duration = Duration::from_secs(1);
+/// How often the end of a wait for space is looked for.
+const FOR_SPACE: Duration = Duration::from_millis(100);
 /// Bad lines that are remembered one by one; the rest is only counted.
 const BAD_LINES_NAMED: usize = 10;
 /// What happened in a run.
@@ -43,6 +45,10 @@ pub struct Ended {
     pub first_refused: Option<(u64, String)>,
     /// Lines the input has, if its end was reached.
     pub input_lines: Option<u64>,
+    /// The last line, if it was sent without a newline.
+    pub unterminated: Option<u64>,
+    /// The last line, if it has no newline and was left.
+    pub left: Option<u64>,
     /// Lines that went without the key `--key` asks for.
     pub without_key: u64,
     /// Lines that were no message.
@@ -75,16 +81,24 @@ pub enum Stopped {
 /// A line on its way.
 struct Waiting {
     line: u64,
+    unterminated: bool,
     bytes: usize,
     future: Pin<Box<SendFuture>>,
 }
 
+/// How a line on the way was settled.
+struct Settled {
+    line: u64,
+    unterminated: bool,
+    result: Result<Receipt, SendError>,
+}
+
 enum Step {
-    Settled(u64, Result<Receipt, SendError>),
+    Settled(Settled),
     Read(Batch),
     Signal,
-    /// Nothing is on the way, and nothing comes any more.
-    Idle,
+    /// Nothing comes any more.
+    End,
 }
 
 /// The loop's state.
@@ -136,13 +150,13 @@ impl<'a> Pump<'a> {
     pub async fn run(mut self, drain: Duration) -> Ended {
         loop {
             match poll_fn(|cx| self.poll(cx)).await {
-                Step::Settled(line, result) => self.settled(line, result),
+                Step::Settled(settled) => self.settled(settled),
                 Step::Read(batch) => self.send(batch),
                 Step::Signal => {
                     self.stop_reading(Stopped::Signal);
                     break;
                 }
-                Step::Idle => break,
+                Step::End => break,
             }
         }
         let grace = match self.ended.stopped {
@@ -157,13 +171,10 @@ impl<'a> Pump<'a> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Step> {
-        if let Poll::Ready((line, result)) = self.poll_front(cx) {
-            return Poll::Ready(Step::Settled(line, result));
+        if let Poll::Ready(settled) = self.poll_front(cx) {
+            return Poll::Ready(Step::Settled(settled));
         }
-        // What was accepted up to here is a batch.
-        if let Err(e) = self.log.flush() {
-            self.log_failed(&e);
-        }
+        self.flush();
         if self.stop.poll(cx).is_ready() {
             return Poll::Ready(Step::Signal);
         }
@@ -171,20 +182,42 @@ impl<'a> Pump<'a> {
             let room = if self.waiting_bytes < WINDOW_BYTES { self.window - self.waiting.len() } else { 0 };
             return self.feed.poll(cx, room).map(Step::Read);
         }
-        if self.waiting.is_empty() { Poll::Ready(Step::Idle) } else { Poll::Pending }
+        Poll::Ready(Step::End)
+    }
+
+    /// Writes down what was accepted up to here, as a batch.
+    fn flush(&mut self) {
+        let flushed = self.log.flush();
+        self.logged(flushed);
+    }
+
+    fn logged(&mut self, written: std::io::Result<()>) {
+        for note in self.log.notes() {
+            output::say(note);
+        }
+        if let Err(e) = written {
+            self.stop_reading(Stopped::Log(e.to_string()));
+        }
     }
 
     /// The oldest line on the way, once it is settled.
-    fn poll_front(&mut self, cx: &mut Context<'_>) -> Poll<(u64, Result<Receipt, SendError>)> {
+    fn poll_front(&mut self, cx: &mut Context<'_>) -> Poll<Settled> {
         let Some(front) = self.waiting.front_mut() else { return Poll::Pending };
         let Poll::Ready(result) = front.future.as_mut().poll(cx) else { return Poll::Pending };
-        let line = front.line;
+        let settled = Settled { line: front.line, unterminated: front.unterminated, result };
         self.waiting_bytes -= front.bytes;
         self.waiting.pop_front();
-        Poll::Ready((line, result))
+        Poll::Ready(settled)
     }
 
     fn send(&mut self, batch: Batch) {
+        if let Some(mark) = batch.mark {
+            say_mark(mark);
+        }
+        let last = match &batch.end {
+            Some(End::Input { last: LastLine::Unterminated(line), .. }) => Some(*line),
+            _ => None,
+        };
         for (line, message) in batch.lines {
             match message {
                 Ok(message) => {
@@ -192,8 +225,10 @@ impl<'a> Pump<'a> {
                     let bytes = message.size();
                     self.ended.last_sent = line;
                     self.waiting_bytes += bytes;
+                    let unterminated = last == Some(line);
+                    self.ended.unterminated = last.filter(|_| unterminated);
                     let future = Box::pin(self.producer.send(message));
-                    self.waiting.push_back(Waiting { line, bytes, future });
+                    self.waiting.push_back(Waiting { line, unterminated, bytes, future });
                 }
                 Err(reason) => {
                     self.ended.bad += 1;
@@ -208,16 +243,19 @@ impl<'a> Pump<'a> {
             }
         }
         match batch.end {
-            Some(End::Input { lines }) => {
+            Some(End::Input { lines, last }) => {
                 self.reading = false;
                 self.ended.input_lines = Some(lines);
+                if let LastLine::Left(line) = last {
+                    self.ended.left = Some(line);
+                }
             }
             Some(End::Error(e)) => self.stop_reading(Stopped::Input(e)),
             None => {}
         }
     }
 
-    fn settled(&mut self, line: u64, result: Result<Receipt, SendError>) {
+    fn settled(&mut self, Settled { line, unterminated, result }: Settled) {
         let delivered = match result {
             Ok(Receipt::Delivered { .. }) => true,
             // Accepted in any case, and no claim that it was delivered.
@@ -238,13 +276,8 @@ impl<'a> Pump<'a> {
         };
         *count += 1;
         shown.store(*count, Ordering::Relaxed);
-        if let Err(e) = self.log.accepted(line, delivered) {
-            self.log_failed(&e);
-        }
-    }
-
-    fn log_failed(&mut self, error: &std::io::Error) {
-        self.stop_reading(Stopped::Log(error.to_string()));
+        let noted = self.log.accepted(line, delivered, unterminated);
+        self.logged(noted);
     }
 
     /// Reads nothing more; the first reason counts.
@@ -253,7 +286,8 @@ impl<'a> Pump<'a> {
         self.ended.stopped.get_or_insert(why);
     }
 
-    /// Waits until nothing is pending, the time is up, or a signal comes. How it ended is told by `close`.
+    /// Waits until nothing is on the way or pending, the time is up, or a signal comes. The time counts from the end of the
+    /// input: what is on the way then is stored when it is up (`close` does so). How it ended is told by `close`.
     async fn drain(&mut self, timeout: Duration) {
         let first = timeout.min(UNNOTICED);
         let Some(Err(waiting)) = self.drained(first).await else { return };
@@ -264,17 +298,35 @@ impl<'a> Pump<'a> {
             // What they wait for was said when it happened.
             output::say(format_args!("the input is read; waiting up to {timeout} for {messages} (--drain-timeout)"));
         }
-        self.drained(timeout - first).await;
+        let mut rest = timeout - first;
+        // A line that waits for space is not accepted yet. Closing would refuse it, so its own deadline holds.
+        while let Some(Err(_)) = self.drained(rest).await
+            && self.producer.stats().waiting_for_space > 0
+        {
+            rest = FOR_SPACE;
+        }
     }
 
-    /// How a wait ended, unless a signal ended it.
+    /// How a wait ended, unless a signal ended it. Notes meanwhile what is accepted.
     async fn drained(&mut self, timeout: Duration) -> Option<Result<(), NotDrained>> {
-        let mut drained = pin!(self.producer.drained(timeout));
-        poll_fn(|cx| match self.stop.poll(cx) {
-            Poll::Ready(_) => Poll::Ready(None),
-            Poll::Pending => drained.as_mut().poll(cx).map(Some),
-        })
-        .await
+        let producer = self.producer;
+        let mut drained = pin!(producer.drained(timeout));
+        loop {
+            let step = poll_fn(|cx| {
+                if let Poll::Ready(settled) = self.poll_front(cx) {
+                    return Poll::Ready(Err(settled));
+                }
+                self.flush();
+                match self.stop.poll(cx) {
+                    Poll::Ready(()) => Poll::Ready(Ok(None)),
+                    Poll::Pending => drained.as_mut().poll(cx).map(|drained| Ok(Some(drained))),
+                }
+            });
+            match step.await {
+                Err(settled) => self.settled(settled),
+                Ok(drained) => return drained,
+            }
+        }
     }
 
     /// Closes the producer, which settles or stores what is still on the way, and notes what was accepted of that.
@@ -295,13 +347,12 @@ impl<'a> Pump<'a> {
                 if closed.is_some() && self.waiting.is_empty() { Poll::Ready(None) } else { Poll::Pending }
             });
             match settled.await {
-                Some((line, result)) => self.settled(line, result),
+                Some(settled) => self.settled(settled),
                 None => break,
             }
         }
-        if let Err(e) = self.log.flush() {
-            self.log_failed(&e);
-        }
+        let finished = self.log.finish();
+        self.logged(finished);
         match closed {
             Some(Ok(closed)) => self.ended.pending = closed.pending,
             Some(Err(e)) => {
@@ -311,4 +362,16 @@ impl<'a> Pump<'a> {
             None => {}
         }
     }
+}
+
+fn say_mark(mark: Mark) {
+    output::say(match mark {
+        Mark::Utf8 => {
+            "the input begins with a byte order mark: line 1 is sent with it; its key and its JSON are read without it"
+        }
+        Mark::Wide => {
+            "the input begins with a byte order mark of UTF-16, and is taken apart at bytes, not at characters: convert it \
+             to UTF-8"
+        }
+    });
 }

@@ -26,8 +26,10 @@ pub struct Summary {
     pending: u64,
     /// Messages that went to the dead letters during this run.
     dead: u64,
-    /// The line the input has to be read from to go on; nothing if its end was reached.
+    /// The line the input has to be read from to go on; nothing if its end was reached, and nothing was left there.
     next_line: Option<u64>,
+    /// The last line, if it was sent without a newline: a file that grows may add to it.
+    unterminated: Option<u64>,
     seconds: f64,
     #[serde(skip)]
     ended: Ended,
@@ -37,7 +39,7 @@ impl Summary {
     /// The outcome of a run.
     pub fn new(ended: Ended, dead: u64, took: Duration) -> Self {
         let next_line = match (&ended.stopped, &ended.first_refused) {
-            (None, _) => None,
+            (None, _) => ended.left,
             // What was accepted behind it would be sent again; to leave it out would lose it.
             (Some(_), Some((line, _))) => Some(*line),
             (Some(Stopped::BadLine(line)), None) => Some(*line),
@@ -52,6 +54,7 @@ impl Summary {
             pending: ended.pending,
             dead,
             next_line,
+            unterminated: ended.unterminated,
             seconds: took.as_secs_f64(),
             ended,
         }
@@ -104,6 +107,24 @@ impl Summary {
         if let Some(has) = self.beyond() {
             lines.push(format!("the input has no line {}: it ends after {}", args.from_line, counted(has, "line")));
         }
+        if let Some(line) = self.unterminated {
+            let next = line.saturating_add(1);
+            lines.push(match args.ack_log {
+                Some(_) => format!(
+                    "line {line} has no newline; if it grows, --from-line {next} with this --ack-log sends it again, whole"
+                ),
+                None => format!("line {line} has no newline; if it grows, --from-line {line} sends it again, whole"),
+            });
+        }
+        if let Some(line) = self.ended.left {
+            lines.push(match args.leave_unterminated {
+                true => format!("line {line} has no newline, and is left for the next run (--leave-unterminated)"),
+                false => format!(
+                    "line {line} has no newline yet; it was sent without one before, and is sent again, whole, once it has \
+                     it"
+                ),
+            });
+        }
         if let Some((line, reason)) = &self.ended.first_refused {
             lines.push(format!("line {line} was not accepted: {reason}"));
             if self.not_accepted > 1 {
@@ -148,6 +169,7 @@ mod tests {
     fn the_exit_code_says_the_worst_that_happened() {
         let sent = || Ended { delivered: 5, stored: 2, last_sent: 7, ..Ended::default() };
         assert_eq!(exit(sent(), 0), (Exit::Done, None));
+        assert_eq!(exit(Ended { left: Some(8), input_lines: Some(8), ..sent() }, 0), (Exit::Done, Some(8)));
         assert_eq!(exit(Ended { pending: 1, ..sent() }, 0), (Exit::Pending, None));
         assert_eq!(exit(sent(), 1), (Exit::Pending, None));
         assert_eq!(exit(Ended { stopped: Some(Stopped::Signal), ..sent() }, 0), (Exit::Failed, Some(8)));
