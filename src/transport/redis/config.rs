@@ -266,6 +266,11 @@ impl RedisConfig {
         if faults.is_empty() { Ok(()) } else { Err(StartError(format!("Redis: {}", faults.join("; ")))) }
     }
 
+    /// What a stream is trimmed to.
+    pub(super) fn trim_of(&self, stream: &str) -> Option<&Trim> {
+        self.streams.get(stream).or(self.trim.as_ref())
+    }
+
     /// Where it is, for people.
     pub(super) fn address(&self) -> String {
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };

@@ -10,10 +10,13 @@
 //! Assumes one server, or a name that leads to the primary; refuses replicas, and does not follow a cluster.
 //! What Redis acknowledged is as safe as its settings make it (`appendfsync`, replicas); it is told at start.
 
+mod alone;
 mod classify;
 mod config;
 mod connect;
 mod entry;
+mod limits;
+mod session;
 mod stream;
 mod unit;
 mod writer;
@@ -30,6 +33,7 @@ pub use config::{FieldNames, RedisConfig, Secret, Trim};
 use super::{Class, Failure, Handover, Monitor, Refused, Scope, StartError, Transport};
 use crate::clock;
 use crate::message::Message;
+use connect::Login;
 use writer::Writer;
 
 /// The most messages owned at a time: several times the producer's window, and a bound all the same.
@@ -44,7 +48,7 @@ const MAX_OWNED_BYTES: usize = 128 << 20;
 /// out. Timestamp and partition are not written: the entry's id has the server's time.
 pub struct RedisTransport {
     config: Arc<RedisConfig>,
-    client: redis::Client,
+    login: Arc<Login>,
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -56,11 +60,11 @@ impl RedisTransport {
     /// The configuration cannot work, whatever the server does.
     pub fn new(config: RedisConfig) -> Result<Self, StartError> {
         config.validate()?;
-        let client = connect::client(&config)?;
+        let login = Arc::new(Login { client: connect::client(&config)?, password: config.password.clone() });
         let closed =
             Intake { gate: Gate::Closed, queue: Vec::new(), wake_at: 1, messages: 0, bytes: 0, deadline: None };
         let shared = Shared { intake: Mutex::new(closed), wake: Notify::new() };
-        Ok(Self { config: Arc::new(config), client, shared: Arc::new(shared), thread: Mutex::new(None) })
+        Ok(Self { config: Arc::new(config), login, shared: Arc::new(shared), thread: Mutex::new(None) })
     }
 }
 
@@ -71,7 +75,7 @@ impl Transport for RedisTransport {
             .enable_time()
             .build()
             .map_err(|error| StartError(format!("no runtime for the Redis transport: {error}")))?;
-        let writer = Writer::new(self.config.clone(), self.client.clone(), self.shared.clone(), monitor);
+        let writer = Writer::new(self.config.clone(), self.login.clone(), self.shared.clone(), monitor);
         let end = AtEnd(self.shared.clone());
         let thread = thread::Builder::new().name(format!("outlast-redis-{}", self.config.host)).spawn(move || {
             let _end = end;

@@ -6,13 +6,13 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use redis::aio::MultiplexedConnection;
-use redis::{Client, RedisResult, Value};
-use tokio::task::{Id, JoinError, JoinSet};
-
+use super::alone::{self, Alone};
 use super::config::RedisConfig;
+use super::connect::{Connected, Login};
+use super::limits::Limits;
+use super::session::{Answer, Joined, Session};
 use super::stream::{self, Stream};
-use super::unit::Unit;
+use super::unit::{Context, Reading, Unit};
 use super::{Gate, Shared, classify, closed, connect};
 use crate::message::Lane;
 use crate::transport::fence::{self, Verdict};
@@ -27,9 +27,10 @@ const RECONNECT_BASE: Duration = Duration::from_millis(100);
 
 pub(super) struct Writer {
     config: Arc<RedisConfig>,
-    client: Client,
+    login: Arc<Login>,
     shared: Arc<Shared>,
     monitor: Monitor,
+    limits: Limits,
     streams: HashMap<Arc<str>, Stream>,
     /// Streams that may have something to send.
     ready: VecDeque<Arc<str>>,
@@ -37,26 +38,22 @@ pub(super) struct Writer {
     told: Option<Arc<Failure>>,
 }
 
-/// One connection and what is outstanding on it.
-struct Session {
-    connection: MultiplexedConnection,
-    calls: JoinSet<RedisResult<Vec<Value>>>,
-    outstanding: HashMap<Id, (Arc<str>, Unit)>,
-    /// It has acknowledged something, so it was of use.
-    proven: bool,
-}
-
-type Joined = Result<(Id, RedisResult<Vec<Value>>), JoinError>;
-
 enum Ended {
     Closed,
-    Broken(Arc<Failure>),
+    Broken(End),
+}
+
+/// Why a connection has to be replaced.
+struct End {
+    failure: Arc<Failure>,
+    /// The other side closed it, without an answer to what was sent last.
+    cut: bool,
 }
 
 impl Writer {
-    pub(super) fn new(config: Arc<RedisConfig>, client: Client, shared: Arc<Shared>, monitor: Monitor) -> Self {
-        let (streams, ready) = (HashMap::new(), VecDeque::new());
-        Self { config, client, shared, monitor, streams, ready, told: None }
+    pub(super) fn new(config: Arc<RedisConfig>, login: Arc<Login>, shared: Arc<Shared>, monitor: Monitor) -> Self {
+        let (limits, streams, ready) = (Limits::default(), HashMap::new(), VecDeque::new());
+        Self { config, login, shared, monitor, limits, streams, ready, told: None }
     }
 
     /// Connects, serves, and does so again, until the transport is closed.
@@ -65,22 +62,26 @@ impl Writer {
         let mut warned = false;
         loop {
             let connected = tokio::select! {
-                connected = connect::connect(&self.client, &self.config) => connected,
+                connected = connect::connect(&self.login, &self.config) => connected,
                 () = must_end(&self.shared) => break,
             };
             let failure = match connected {
-                Ok(connection) => {
+                Ok(Connected { connection, facts }) => {
+                    self.limits.know(facts);
                     if !std::mem::replace(&mut warned, true) {
                         tokio::spawn(connect::warn_of_settings(connection.clone(), self.config.address()));
                     }
                     self.go_up();
                     let mut session = Session::new(connection);
-                    let failure = match self.serve(&mut session).await {
-                        Ended::Closed => return self.abandon(session, Gate::Closed, closed()).await,
-                        Ended::Broken(failure) => failure,
+                    let End { failure, cut } = match self.serve(&mut session).await {
+                        Ended::Closed => {
+                            let end = End { failure: closed(), cut: false };
+                            return self.abandon(session, Gate::Closed, end).await;
+                        }
+                        Ended::Broken(end) => end,
                     };
                     attempt = if session.proven { 0 } else { attempt };
-                    self.abandon(session, Gate::Down(failure.clone()), failure.clone()).await;
+                    self.abandon(session, Gate::Down(failure.clone()), End { failure: failure.clone(), cut }).await;
                     failure
                 }
                 Err(failure) => {
@@ -119,12 +120,12 @@ impl Writer {
                 biased;
                 Some(joined) = session.calls.join_next_with_id() => {
                     quiet_since = tokio::time::Instant::now();
-                    if let Some(failure) = self.settle(session, joined) {
-                        return Ended::Broken(failure);
+                    if let Some(end) = self.settle(session, joined) {
+                        return Ended::Broken(end);
                     }
                 }
                 () = self.shared.wake.notified() => {}
-                () = tokio::time::sleep_until(quiet_since + PING_INTERVAL), if session.calls.is_empty() => {
+                () = tokio::time::sleep_until(quiet_since + PING_INTERVAL), if session.is_idle() => {
                     session.send(&self.config, "".into(), Unit::free(Vec::new()));
                 }
                 () = sleep_until(deadline), if deadline.is_some() => {}
@@ -134,7 +135,7 @@ impl Writer {
 
     /// Says how many messages wake the writer from now on, and wakes it if so many came meanwhile.
     fn sleep_until_worth_it(&self, session: &Session) {
-        let outstanding = session.outstanding.values().map(|(_, unit)| unit.messages.len()).sum();
+        let outstanding = session.messages();
         let mut intake = self.shared.lock();
         intake.wake_at = stream::worth_a_unit(outstanding);
         let came = intake.queue.len() >= intake.wake_at;
@@ -165,48 +166,111 @@ impl Writer {
     }
 
     fn dispatch(&mut self, session: &mut Session) {
-        while session.outstanding.len() < UNITS
+        let now = Instant::now();
+        while session.units() < UNITS
             && let Some(name) = self.ready.pop_front()
         {
             let Some(stream) = self.streams.get_mut(&name) else { continue };
             stream.queued = false;
-            if let Some(unit) = stream.next_unit() {
+            if let Some(unit) = stream.next_unit(self.limits.unit(&name, now)) {
                 // It may have more: round robin, so that no stream starves another.
                 stream.queued = true;
                 self.ready.push_back(name.clone());
-                session.send(&self.config, name, unit);
+                self.send(session, name, unit, now);
             } else if stream.is_idle() {
                 self.streams.remove(&name);
             }
         }
     }
 
+    fn send(&mut self, session: &mut Session, name: Arc<str>, unit: Unit, now: Instant) {
+        let suspicion = match &unit.messages[..] {
+            [handover] => self.limits.suspicion(&handover.message, now).map(|reason| (reason, handover.alone)),
+            _ => None,
+        };
+        match suspicion {
+            None => session.send(&self.config, name, unit),
+            Some((_, true)) => session.send_apart(&self.config, &self.login, name, unit),
+            // It comes back by itself, when nothing else of its lane is owned.
+            Some((reason, false)) => {
+                let reason = format!("Redis: {reason}; it is tried on a connection of its own");
+                let failure = Arc::new(Failure::new(Class::Permanent, Scope::Lane, reason));
+                let failed = || Outcome::Failed { failure: failure.clone(), possibly_delivered: false };
+                if let Some(stream) = self.streams.get_mut(&name) {
+                    stream.returned(&unit);
+                }
+                let verdicts = unit.messages.into_iter().map(|handover| (handover, failed())).collect();
+                self.report(verdicts, &name);
+            }
+        }
+    }
+
     /// Reads the replies to a unit and reports on its messages; says why the connection has to go, if it has.
-    fn settle(&mut self, session: &mut Session, joined: Joined) -> Option<Arc<Failure>> {
-        let (id, result) = match joined {
+    fn settle(&mut self, session: &mut Session, joined: Joined) -> Option<End> {
+        let (id, answer) = match joined {
             Ok(done) => done,
             // A bug within the client; its unit is still outstanding, and lost with the connection.
             Err(error) => {
                 let reason = format!("the Redis client failed: {error}");
-                return Some(Arc::new(Failure::new(Class::Transient, Scope::Transport, reason)));
+                let failure = Arc::new(Failure::new(Class::Transient, Scope::Transport, reason));
+                return Some(End { failure, cut: false });
             }
         };
-        let values = match result {
-            Ok(values) => values,
+        let answer = match answer {
+            Answer::Replies { replies: Ok(values), key_type } => Ok((values, key_type)),
             // The unit stays outstanding; it is reported with all others.
-            Err(error) => return Some(Arc::new(classify::client(&error, &self.config.address()))),
+            Answer::Replies { replies: Err(error), .. } => {
+                let failure = Arc::new(classify::client(&error, &self.config.address()));
+                return Some(End { failure, cut: alone::is_cut(&error) });
+            }
+            Answer::Apart(alone) => Err(alone),
         };
-        let (name, unit) = session.outstanding.remove(&id)?;
+        let (name, unit) = session.take(id)?;
         if let Some(stream) = self.streams.get_mut(&name) {
             stream.returned(&unit);
             if !std::mem::replace(&mut stream.queued, true) {
                 self.ready.push_back(name.clone());
             }
         }
-        let reading = unit.read(values);
-        session.proven |= reading.verdicts.iter().any(|(_, outcome)| matches!(outcome, Outcome::Delivered(_)));
-        self.report(reading.verdicts, &name);
-        reading.broken
+        let Reading { verdicts, broken } = match answer {
+            Ok((values, key_type)) => self.read(unit, values, key_type.as_deref()),
+            Err(alone) => Reading { verdicts: self.read_apart(unit, alone), broken: None },
+        };
+        let delivered = |(_, outcome): &&Verdict| matches!(outcome, Outcome::Delivered(_));
+        let count = verdicts.len();
+        for (handover, _) in verdicts.iter().filter(delivered) {
+            session.proven = true;
+            self.limits.pass(&handover.message, count);
+        }
+        self.report(verdicts, &name);
+        broken.map(|failure| End { failure, cut: false })
+    }
+
+    fn read(&mut self, unit: Unit, values: Vec<redis::Value>, key_type: Option<&str>) -> Reading {
+        let stream = unit.messages.first().map(|handover| handover.message.route.destination.clone());
+        let facts = self.limits.facts.clone();
+        let trim = stream.as_deref().and_then(|stream| self.config.trim_of(stream));
+        let reading = unit.read(values, Context { key_type, trim, version: facts.version.as_deref() });
+        if let (Some(_), [(handover, Outcome::Failed { failure, .. })]) = (&reading.broken, &reading.verdicts[..])
+            && failure.class == Class::Permanent
+        {
+            self.limits.refuse(&handover.message, Instant::now());
+        }
+        reading
+    }
+
+    /// What became of a message tried on a connection of its own.
+    fn read_apart(&mut self, unit: Unit, alone: Alone) -> Vec<Verdict> {
+        let (failure, possibly_delivered) = match alone {
+            Alone::Answered(value) => return self.read(unit, vec![value], None).verdicts,
+            Alone::TooLarge { failure, sent } => {
+                unit.messages.iter().for_each(|handover| self.limits.refuse(&handover.message, Instant::now()));
+                (Arc::new(failure), sent)
+            }
+            Alone::Failed { failure, sent } => (Arc::new(failure), sent),
+        };
+        let failed = || Outcome::Failed { failure: failure.clone(), possibly_delivered };
+        unit.messages.into_iter().map(|handover| (handover, failed())).collect()
     }
 
     fn report(&mut self, verdicts: Vec<Verdict>, stream: &str) {
@@ -233,14 +297,33 @@ impl Writer {
     }
 
     /// Drops the connection first, so that nothing more is written, then reports what it owned.
-    async fn abandon(&mut self, mut session: Session, gate: Gate, failure: Arc<Failure>) {
-        session.calls.shutdown().await;
-        drop(session.connection);
-        let mut sent = Vec::new();
-        for (_, (_, unit)) in session.outstanding.drain() {
-            sent.extend(unit.lost(&failure));
+    async fn abandon(&mut self, mut session: Session, gate: Gate, end: End) {
+        // Answers that came before the connection broke, and were not looked at yet.
+        while let Some(joined) = session.joined_already() {
+            let _ = self.settle(&mut session, joined);
         }
-        self.fail_all(sent, gate, failure);
+        let (on_it, apart) = session.close().await;
+        let mut units = on_it.into_iter();
+        let mut sent = Vec::new();
+        // Units are answered in turn: over the first of these the connection broke.
+        if let Some(first) = units.next() {
+            let failure = if end.cut { self.blame(&first, &end.failure) } else { None };
+            sent.extend(first.lost(failure.as_ref().unwrap_or(&end.failure)));
+        }
+        sent.extend(units.chain(apart).flat_map(|unit| unit.lost(&end.failure)));
+        self.fail_all(sent, gate, end.failure);
+    }
+
+    /// Notes that the connection broke over a unit; what to say of it, where that is its one message's fault by all
+    /// appearance.
+    fn blame(&mut self, unit: &Unit, failure: &Failure) -> Option<Arc<Failure>> {
+        let now = Instant::now();
+        let messages: Vec<_> = unit.messages.iter().map(|handover| &*handover.message).collect();
+        self.limits.cut(&messages, now);
+        let [message] = messages[..] else { return None };
+        let reason = self.limits.suspicion(message, now)?;
+        let reason = format!("{failure}; Redis: {reason}; it is tried on a connection of its own");
+        Some(Arc::new(Failure::new(Class::Permanent, Scope::Lane, reason)))
     }
 
     /// Shuts the gate and reports everything owned as failed: `sent` as it says, the rest as never sent.
@@ -262,20 +345,6 @@ impl Writer {
         self.release(verdicts.iter().map(|(handover, _)| handover));
         // The gate is shut: nothing can have come in behind what is reported here.
         fence::report(verdicts, |_| Vec::new());
-    }
-}
-
-impl Session {
-    fn new(connection: MultiplexedConnection) -> Self {
-        Self { connection, calls: JoinSet::new(), outstanding: HashMap::new(), proven: false }
-    }
-
-    fn send(&mut self, config: &RedisConfig, stream: Arc<str>, unit: Unit) {
-        let (pipeline, replies) = unit.pipeline(config);
-        let mut connection = self.connection.clone();
-        let call = async move { connection.send_packed_commands(&pipeline, 0, replies).await };
-        let id = self.calls.spawn(call).id();
-        self.outstanding.insert(id, (stream, unit));
     }
 }
 
