@@ -2,16 +2,28 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
 use redis::{RedisResult, ServerError, Value};
 use tokio::sync::Semaphore;
-use tokio::task::{Id, JoinError, JoinSet};
+use tokio::task::{AbortHandle, Id, JoinError, JoinSet};
+use tokio::time::Instant;
 
 use super::alone::{self, Alone};
 use super::config::RedisConfig;
-use super::connect::{self, Login};
+use super::connect::{self, Connected, Login};
 use super::unit::Unit;
+use crate::transport::Failure;
+
+/// How long an idle connection is left alone. Proxies drop one in silence after a few seconds, a server with `timeout 1` closes
+/// it after one. A ping costs some 50 µs of this machine's time, and as much of the server's.
+pub(super) const PING_INTERVAL: Duration = Duration::from_millis(500);
+/// A ping without an answer for so long makes messages wait: what is sent on a dead connection may have arrived or not.
+const HOLD_BACK: Duration = Duration::from_millis(100);
+/// A ping without an answer for so long has another connection made. A server that is merely busy answers neither, and then
+/// this connection stays.
+const DOUBT: Duration = Duration::from_secs(1);
 
 /// What became of a unit.
 pub(super) enum Answer {
@@ -32,6 +44,9 @@ pub(super) struct Session {
     /// Outstanding units on connections of their own, and their turn: one at a time.
     apart: usize,
     turn: Arc<Semaphore>,
+    ping: Option<Ping>,
+    /// The connection that takes over if it is usable before the ping is answered.
+    pub rivals: JoinSet<Result<Connected, Failure>>,
     /// It has acknowledged something, so it was of use.
     pub proven: bool,
 }
@@ -39,18 +54,68 @@ pub(super) struct Session {
 struct Outstanding {
     stream: Arc<str>,
     unit: Unit,
+    call: AbortHandle,
     /// Units on the connection are answered in this order; `None`: it is on another.
     number: Option<u64>,
 }
 
+/// A ping without an answer.
+struct Ping {
+    call: AbortHandle,
+    sent: Instant,
+    /// When a rival is to be made.
+    rival_at: Instant,
+}
+
 impl Session {
     pub(super) fn new(connection: MultiplexedConnection) -> Self {
-        let (calls, outstanding, turn) = (JoinSet::new(), HashMap::new(), Arc::new(Semaphore::new(1)));
-        Self { connection, calls, outstanding, sent: 0, apart: 0, turn, proven: false }
+        let (calls, rivals, outstanding) = (JoinSet::new(), JoinSet::new(), HashMap::new());
+        let turn = Arc::new(Semaphore::new(1));
+        Self { connection, calls, outstanding, sent: 0, apart: 0, turn, ping: None, rivals, proven: false }
+    }
+
+    /// Asks the server for a sign of life.
+    pub(super) fn ping(&mut self, config: &RedisConfig) {
+        let (call, sent) = (self.send(config, "".into(), Unit::free(Vec::new())), Instant::now());
+        self.ping = Some(Ping { call, sent, rival_at: sent + DOUBT });
+    }
+
+    /// Whether a ping should have been answered by now.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.ping.as_ref().is_some_and(|ping| ping.sent.elapsed() >= HOLD_BACK)
+    }
+
+    /// When another connection is to be tried.
+    pub(super) fn rival_at(&self) -> Option<Instant> {
+        self.ping.as_ref().filter(|_| self.rivals.is_empty()).map(|ping| ping.rival_at)
+    }
+
+    /// Tries another connection. If it fails, and the ping is still not answered, the next one is tried a little later.
+    pub(super) fn try_rival(&mut self, config: &Arc<RedisConfig>, login: Arc<Login>) {
+        let config = config.clone();
+        if let Some(ping) = &mut self.ping {
+            ping.rival_at = Instant::now() + config.connect_timeout + DOUBT;
+        }
+        self.rivals.spawn(async move { connect::connect(&login, &config).await });
+    }
+
+    /// Goes on with another connection, unless the ping was answered meanwhile. Returns what had no answer on the one before.
+    pub(super) fn replace(&mut self, connection: MultiplexedConnection) -> Option<Vec<(Arc<str>, Unit)>> {
+        let ping = self.ping.take()?;
+        self.outstanding.remove(&ping.call.id());
+        ping.call.abort();
+        self.connection = connection;
+        let mut on_it: Vec<_> = self.outstanding.extract_if(|_, it| it.number.is_some()).map(|(_, it)| it).collect();
+        on_it.sort_by_key(|it| it.number);
+        let units = on_it.into_iter().map(|it| {
+            it.call.abort();
+            (it.stream, it.unit)
+        });
+        Some(units.collect())
     }
 
     /// Sends a unit behind those that are on their way.
-    pub(super) fn send(&mut self, config: &RedisConfig, stream: Arc<str>, unit: Unit) {
+    pub(super) fn send(&mut self, config: &RedisConfig, stream: Arc<str>, unit: Unit) -> AbortHandle {
         let (pipeline, expected) = unit.pipeline(config);
         let (mut connection, key) = (self.connection.clone(), stream.clone());
         let call = async move {
@@ -61,9 +126,11 @@ impl Session {
             };
             Answer::Replies { replies, key_type }
         };
-        let id = self.calls.spawn(call).id();
+        let call = self.calls.spawn(call);
         self.sent += 1;
-        self.outstanding.insert(id, Outstanding { stream, unit, number: Some(self.sent) });
+        let outstanding = Outstanding { stream, unit, call: call.clone(), number: Some(self.sent) };
+        self.outstanding.insert(call.id(), outstanding);
+        call
     }
 
     /// Sends a unit of one message on a connection of its own.
@@ -76,15 +143,24 @@ impl Session {
             let _turn = turn.acquire().await;
             Answer::Apart(alone::attempt(login, config, message, pipeline).await)
         };
-        let id = self.calls.spawn(call).id();
+        let call = self.calls.spawn(call);
         self.apart += 1;
-        self.outstanding.insert(id, Outstanding { stream, unit, number: None });
+        self.outstanding.insert(call.id(), Outstanding { stream, unit, call, number: None });
+    }
+
+    /// Whether an answer is still waited for.
+    pub(super) fn is_outstanding(&self, id: Id) -> bool {
+        self.outstanding.contains_key(&id)
     }
 
     /// The unit that was answered.
     pub(super) fn take(&mut self, id: Id) -> Option<(Arc<str>, Unit)> {
-        let Outstanding { stream, unit, number } = self.outstanding.remove(&id)?;
+        let Outstanding { stream, unit, number, .. } = self.outstanding.remove(&id)?;
         self.apart -= usize::from(number.is_none());
+        if self.ping.as_ref().is_some_and(|ping| ping.call.id() == id) {
+            self.ping = None;
+            self.rivals.abort_all();
+        }
         Some((stream, unit))
     }
 
@@ -109,7 +185,7 @@ impl Session {
         self.calls.try_join_next_with_id()
     }
 
-    /// Drops the connection. Returns what had no answer: what was sent on it, in order, and what was tried apart from it.
+    /// Drops the connection, and another that is being made. Returns what had no answer: what was sent on it, in order, and what was tried apart from it.
     pub(super) async fn close(mut self) -> (Vec<Unit>, Vec<Unit>) {
         self.calls.shutdown().await;
         drop(self.connection);

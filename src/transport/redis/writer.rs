@@ -10,7 +10,7 @@ use super::alone::{self, Alone};
 use super::config::RedisConfig;
 use super::connect::{Connected, Login};
 use super::limits::Limits;
-use super::session::{Answer, Joined, Session};
+use super::session::{Answer, Joined, PING_INTERVAL, Session};
 use super::stream::{self, Stream};
 use super::unit::{Context, Reading, Unit};
 use super::{Gate, Shared, classify, closed, connect};
@@ -20,8 +20,6 @@ use crate::transport::{Class, Failure, Handover, Monitor, Outcome, Scope};
 
 /// Units outstanding on the connection, so that one slow server does not fill our memory with encoded commands.
 const UNITS: usize = 64;
-/// An idle connection is tried out so often, so that an outage shows before a message meets it.
-const PING_INTERVAL: Duration = Duration::from_secs(5);
 /// The first pause before connecting anew; doubled each time (DESIGN.md 9).
 const RECONNECT_BASE: Duration = Duration::from_millis(100);
 
@@ -111,11 +109,14 @@ impl Writer {
         let mut quiet_since = tokio::time::Instant::now();
         loop {
             let deadline = self.take_in();
-            self.dispatch(session);
+            if !session.is_doubtful() {
+                self.dispatch(session);
+            }
             self.sleep_until_worth_it(session);
             if deadline.is_some_and(|deadline| self.streams.is_empty() || deadline <= Instant::now()) {
                 return Ended::Closed;
             }
+            let rival_at = session.rival_at();
             tokio::select! {
                 biased;
                 Some(joined) = session.calls.join_next_with_id() => {
@@ -125,10 +126,18 @@ impl Writer {
                     }
                 }
                 () = self.shared.wake.notified() => {}
-                () = tokio::time::sleep_until(quiet_since + PING_INTERVAL), if session.is_idle() => {
-                    session.send(&self.config, "".into(), Unit::free(Vec::new()));
+                Some(rival) = session.rivals.join_next() => {
+                    if let Ok(Ok(connected)) = rival {
+                        self.replace(session, connected);
+                    }
                 }
-                () = sleep_until(deadline), if deadline.is_some() => {}
+                () = tokio::time::sleep_until(quiet_since + PING_INTERVAL), if session.is_idle() => {
+                    session.ping(&self.config);
+                }
+                () = sleep_until(rival_at), if rival_at.is_some() => {
+                    session.try_rival(&self.config, self.login.clone());
+                }
+                () = sleep_until(deadline.map(Into::into)), if deadline.is_some() => {}
             }
         }
     }
@@ -189,7 +198,9 @@ impl Writer {
             _ => None,
         };
         match suspicion {
-            None => session.send(&self.config, name, unit),
+            None => {
+                session.send(&self.config, name, unit);
+            }
             Some((_, true)) => session.send_apart(&self.config, &self.login, name, unit),
             // It comes back by itself, when nothing else of its lane is owned.
             Some((reason, false)) => {
@@ -209,6 +220,8 @@ impl Writer {
     fn settle(&mut self, session: &mut Session, joined: Joined) -> Option<End> {
         let (id, answer) = match joined {
             Ok(done) => done,
+            // Of a connection that was replaced.
+            Err(error) if error.is_cancelled() => return None,
             // A bug within the client; its unit is still outstanding, and lost with the connection.
             Err(error) => {
                 let reason = format!("the Redis client failed: {error}");
@@ -216,6 +229,10 @@ impl Writer {
                 return Some(End { failure, cut: false });
             }
         };
+        if !session.is_outstanding(id) {
+            // Of a connection that was replaced.
+            return None;
+        }
         let answer = match answer {
             Answer::Replies { replies: Ok(values), key_type } => Ok((values, key_type)),
             // The unit stays outstanding; it is reported with all others.
@@ -296,6 +313,25 @@ impl Writer {
         self.streams.get_mut(stream).map_or_else(Vec::new, |stream| stream.sweep(lanes))
     }
 
+    /// Goes on with another connection: this one is dead, though nothing said so. Mostly nothing is on it but the ping.
+    fn replace(&mut self, session: &mut Session, connected: Connected) {
+        let Some(units) = session.replace(connected.connection) else { return };
+        self.limits.know(connected.facts);
+        let address = self.config.address();
+        tracing::info!(%address, units = units.len(), "Redis does not answer on an open connection, but on a new one");
+        let reason = format!("Redis at {address} did not answer on this connection any more, but on a new one");
+        let failure = Arc::new(Failure::new(Class::Transient, Scope::Lane, reason));
+        for (name, unit) in units {
+            if let Some(stream) = self.streams.get_mut(&name) {
+                stream.returned(&unit);
+                if !std::mem::replace(&mut stream.queued, true) {
+                    self.ready.push_back(name.clone());
+                }
+            }
+            self.report(unit.lost(&failure), &name);
+        }
+    }
+
     /// Drops the connection first, so that nothing more is written, then reports what it owned.
     async fn abandon(&mut self, mut session: Session, gate: Gate, end: End) {
         // Answers that came before the connection broke, and were not looked at yet.
@@ -357,15 +393,15 @@ async fn must_end(shared: &Shared) {
         };
         match deadline {
             Some(_) if owned == 0 => return,
-            Some(_) => return sleep_until(deadline).await,
+            Some(_) => return sleep_until(deadline.map(Into::into)).await,
             None => shared.wake.notified().await,
         }
     }
 }
 
-async fn sleep_until(deadline: Option<Instant>) {
+async fn sleep_until(deadline: Option<tokio::time::Instant>) {
     if let Some(deadline) = deadline {
-        tokio::time::sleep_until(deadline.into()).await;
+        tokio::time::sleep_until(deadline).await;
     }
 }
 
