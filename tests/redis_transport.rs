@@ -5,8 +5,6 @@ mod common;
 mod redis_support;
 
 use std::io::Write;
-#[cfg(feature = "tls")]
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -14,9 +12,9 @@ use outlast::transport::redis::{RedisConfig, RedisTransport, Secret, Trim};
 use outlast::transport::{Availability, Class, Failure, Monitor, Outcome, Scope, Transport};
 use outlast::{Message, Position};
 use redis::Value;
-#[cfg(feature = "tls")]
-use redis_support::file;
 use redis_support::{Bench, PATIENCE, Server, command, connect, contents, shared_server, unused};
+#[cfg(feature = "tls")]
+use redis_support::{certificates, file};
 
 const CANARY: &str = "canary-7f3a";
 
@@ -330,7 +328,10 @@ fn a_server_that_hangs_is_given_up_and_only_what_was_sent_counts_as_possibly_del
     std::thread::sleep(Duration::from_secs(1));
     bench.keyed(2, "s", "k");
     bench.keyed(3, "s", "k");
-    assert_eq!(bench.words(3), [(1, "perhaps"), (2, "transient"), (3, "transient")]);
+    let words = bench.words(3);
+    assert_eq!(words[1..], [(2, "transient"), (3, "transient")]);
+    // On a machine that was slow to stop the server, a ping was not answered before, and held the message back.
+    assert!([(1, "perhaps"), (1, "transient")].contains(&words[0]), "{words:?}");
     let down = bench.wait_down();
     assert!(down.class == Class::Transient && down.reason.contains("too long"), "{down}");
     server.cont();
@@ -415,26 +416,6 @@ fn faults_of_the_configuration_show_before_anything_is_tried() {
     junk.write_all(b"no certificate").unwrap();
     let text = fault(RedisConfig { ca_file: Some(junk.path().into()), ..tls });
     assert!(text.contains(if cfg!(feature = "tls") { "PEM" } else { "feature" }), "{text}");
-}
-
-/// A CA and a server certificate for `name`, made with the `openssl` program.
-#[cfg(feature = "tls")]
-fn certificates(directory: &tempfile::TempDir, prefix: &str, name: &str) {
-    let at = |file_name: &str| file(directory, &format!("{prefix}{file_name}")).to_str().unwrap().to_owned();
-    let run = |arguments: &[&str]| {
-        let output = Command::new("openssl").args(arguments).output().expect("openssl is not installed");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
-    let (ca_key, ca, key, request, certificate) =
-        (at("ca.key"), at("ca.pem"), at("key.pem"), at("csr"), at("cert.pem"));
-    let extensions = at("ext");
-    std::fs::write(&extensions, format!("subjectAltName={name}\nbasicConstraints=CA:FALSE\n")).unwrap();
-    let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-    let authority = ["req", "-x509", "-days", "2", "-subj", "/CN=ca", "-keyout", &ca_key, "-out", &ca];
-    run(&[&authority[..], &curve].concat());
-    run(&[&["req", "-subj", "/CN=server", "-keyout", &key, "-out", &request][..], &curve].concat());
-    let sign = ["x509", "-req", "-days", "2", "-in", &request, "-CA", &ca, "-CAkey", &ca_key, "-CAcreateserial"];
-    run(&[&sign[..], &["-extfile", &extensions, "-out", &certificate]].concat());
 }
 
 #[cfg(feature = "tls")]

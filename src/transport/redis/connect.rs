@@ -4,18 +4,15 @@
 //! itself. The client's `ConnectionManager` is not used: it would reconnect behind our back, but not after a
 //! timeout or `READONLY`.
 
-#[cfg(feature = "tls")]
-use std::path::Path;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, Pipeline, RedisConnectionInfo, Value};
+use redis::{AsyncConnectionConfig, Client, Pipeline, Value};
 
 use super::classify;
 use super::config::{RedisConfig, Secret};
 use super::limits::Facts;
-use crate::transport::{Class, Failure, Scope, StartError};
+use crate::transport::{Class, Failure, Scope};
 
 /// How the server is reached, and who logs in there.
 pub(super) struct Login {
@@ -27,60 +24,6 @@ pub(super) struct Login {
 pub(super) struct Connected {
     pub connection: MultiplexedConnection,
     pub facts: Facts,
-}
-
-/// Makes the client, which does not connect yet. Reads the certificates.
-///
-/// # Errors
-/// The configuration cannot work, whatever the server does.
-pub(super) fn client(config: &RedisConfig) -> Result<Client, StartError> {
-    let fault = |error: redis::RedisError| StartError(format!("Redis: {error}"));
-    let host = config.host.clone();
-    let addr = if config.tls {
-        ConnectionAddr::TcpTls { host, port: config.port, insecure: false, tls_params: None }
-    } else {
-        ConnectionAddr::Tcp(host, config.port)
-    };
-    let greeting = RedisConnectionInfo::default().set_skip_set_lib_name();
-    let info = addr
-        .into_connection_info()
-        .map_err(fault)?
-        .set_redis_settings(greeting)
-        .set_tcp_settings(TcpSettings::default().set_nodelay(true));
-    if config.tls { secure(config, info) } else { Client::open(info).map_err(fault) }
-}
-
-#[cfg(feature = "tls")]
-fn secure(config: &RedisConfig, info: redis::ConnectionInfo) -> Result<Client, StartError> {
-    // Somebody else in the process may have chosen a provider already; any will do.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let client_tls = match (&config.certificate_file, &config.private_key_file) {
-        (Some(certificate), Some(key)) => Some(redis::ClientTlsConfig {
-            client_cert: read_pem(certificate, "CERTIFICATE")?,
-            client_key: read_pem(key, "PRIVATE KEY")?,
-        }),
-        _ => None,
-    };
-    let root_cert = config.ca_file.as_deref().map(|path| read_pem(path, "CERTIFICATE")).transpose()?;
-    let certificates = redis::TlsCertificates { client_tls, root_cert };
-    Client::build_with_tls(info, certificates).map_err(|error| StartError(format!("Redis: {error}")))
-}
-
-#[cfg(not(feature = "tls"))]
-fn secure(_: &RedisConfig, _: redis::ConnectionInfo) -> Result<Client, StartError> {
-    Err(StartError("Redis: TLS is asked for, but outlast was built without its feature \"tls\"".to_owned()))
-}
-
-/// A file without the expected block would only show as a refused handshake later.
-#[cfg(feature = "tls")]
-fn read_pem(path: &Path, block: &str) -> Result<Vec<u8>, StartError> {
-    let fault = |what: String| StartError(format!("Redis: {}: {what}", path.display()));
-    let text = std::fs::read(path).map_err(|error| fault(error.to_string()))?;
-    let end = format!("{block}-----");
-    if !text.windows(end.len()).any(|window| window == end.as_bytes()) {
-        return Err(fault(format!("a PEM file with a {block} is needed")));
-    }
-    Ok(text)
 }
 
 /// Connects, and finds out whether messages can be sent.
@@ -262,8 +205,11 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::TcpListener;
 
+    use std::sync::Arc;
+
     use super::*;
     use crate::transport::redis::Secret;
+    use crate::transport::redis::access::Access;
 
     /// A server's answer to `AUTH` was told as it came, and some of them repeat the password.
     #[tokio::test]
@@ -284,8 +230,8 @@ mod tests {
             });
             let password = Some(Secret::new(&*password));
             let config = RedisConfig { host: "127.0.0.1".into(), port, password, ..RedisConfig::default() };
-            let login = Login { client: client(&config).unwrap(), password: config.password.clone() };
-            let failure = connect(&login, &config).await.err().expect("it is refused");
+            let access = Access::new(Arc::new(config.clone())).unwrap();
+            let failure = connect(&access.login(), &config).await.err().expect("it is refused");
             assert!(failure.reason.contains("ERR") && failure.reason.contains("***"), "{}", failure.reason);
             assert!(!failure.reason.contains("hunter2"), "{}", failure.reason);
         }

@@ -4,28 +4,27 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
+use super::access::Access;
 use super::alone::{self, Alone};
 use super::config::RedisConfig;
-use super::connect::{Connected, Login};
+use super::connect::Connected;
 use super::limits::Limits;
 use super::session::{Answer, Joined, PING_INTERVAL, Session};
 use super::stream::{self, Stream};
 use super::unit::{Context, Reading, Unit};
-use super::{Gate, Shared, classify, closed, connect};
+use super::{Gate, Shared, classify, closed, connect, waiting};
 use crate::message::Lane;
 use crate::transport::fence::{self, Verdict};
 use crate::transport::{Class, Failure, Handover, Monitor, Outcome, Scope};
 
 /// Units outstanding on the connection, so that one slow server does not fill our memory with encoded commands.
 const UNITS: usize = 64;
-/// The first pause before connecting anew; doubled each time (DESIGN.md 9).
-const RECONNECT_BASE: Duration = Duration::from_millis(100);
 
 pub(super) struct Writer {
     config: Arc<RedisConfig>,
-    login: Arc<Login>,
+    access: Arc<Access>,
     shared: Arc<Shared>,
     monitor: Monitor,
     limits: Limits,
@@ -49,9 +48,9 @@ struct End {
 }
 
 impl Writer {
-    pub(super) fn new(config: Arc<RedisConfig>, login: Arc<Login>, shared: Arc<Shared>, monitor: Monitor) -> Self {
+    pub(super) fn new(config: Arc<RedisConfig>, access: Arc<Access>, shared: Arc<Shared>, monitor: Monitor) -> Self {
         let (limits, streams, ready) = (Limits::default(), HashMap::new(), VecDeque::new());
-        Self { config, login, shared, monitor, limits, streams, ready, told: None }
+        Self { config, access, shared, monitor, limits, streams, ready, told: None }
     }
 
     /// Connects, serves, and does so again, until the transport is closed.
@@ -60,8 +59,8 @@ impl Writer {
         let mut warned = false;
         loop {
             let connected = tokio::select! {
-                connected = connect::connect(&self.login, &self.config) => connected,
-                () = must_end(&self.shared) => break,
+                connected = self.connect() => connected,
+                () = waiting::must_end(&self.shared) => break,
             };
             let failure = match connected {
                 Ok(Connected { connection, facts }) => {
@@ -88,14 +87,20 @@ impl Writer {
                     failure
                 }
             };
-            let pause = pause(failure.class, attempt, self.config.reconnect_cap);
+            let pause = waiting::pause(failure.class, attempt, self.config.reconnect_cap);
             attempt = attempt.saturating_add(1);
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = must_end(&self.shared) => break,
+                () = waiting::until_renewed(&self.access, pause) => {}
+                () = waiting::must_end(&self.shared) => break,
             }
         }
         self.fail_all(Vec::new(), Gate::Closed, closed());
+    }
+
+    /// Connects with what the files hold now.
+    async fn connect(&self) -> Result<Connected, Failure> {
+        waiting::refresh(&self.access).await;
+        connect::connect(&self.access.login(), &self.config).await
     }
 
     fn go_up(&mut self) {
@@ -107,6 +112,7 @@ impl Writer {
 
     async fn serve(&mut self, session: &mut Session) -> Ended {
         let mut quiet_since = tokio::time::Instant::now();
+        let mut look_at = quiet_since + waiting::LOOK;
         loop {
             let deadline = self.take_in();
             if !session.is_doubtful() {
@@ -134,10 +140,16 @@ impl Writer {
                 () = tokio::time::sleep_until(quiet_since + PING_INTERVAL), if session.is_idle() => {
                     session.ping(&self.config);
                 }
-                () = sleep_until(rival_at), if rival_at.is_some() => {
-                    session.try_rival(&self.config, self.login.clone());
+                () = tokio::time::sleep_until(look_at), if self.access.has_files() => {
+                    look_at = tokio::time::Instant::now() + waiting::LOOK;
+                    let access = self.access.clone();
+                    // Not waited for: it may hang.
+                    drop(tokio::task::spawn_blocking(move || access.refresh()));
                 }
-                () = sleep_until(deadline.map(Into::into)), if deadline.is_some() => {}
+                () = waiting::sleep_until(rival_at), if rival_at.is_some() => {
+                    session.try_rival(&self.config, self.access.login());
+                }
+                () = waiting::sleep_until(deadline.map(Into::into)), if deadline.is_some() => {}
             }
         }
     }
@@ -201,7 +213,7 @@ impl Writer {
             None => {
                 session.send(&self.config, name, unit);
             }
-            Some((_, true)) => session.send_apart(&self.config, &self.login, name, unit),
+            Some((_, true)) => session.send_apart(&self.config, &self.access.login(), name, unit),
             // It comes back by itself, when nothing else of its lane is owned.
             Some((reason, false)) => {
                 let reason = format!("Redis: {reason}; it is tried on a connection of its own");
@@ -381,53 +393,5 @@ impl Writer {
         self.release(verdicts.iter().map(|(handover, _)| handover));
         // The gate is shut: nothing can have come in behind what is reported here.
         fence::report(verdicts, |_| Vec::new());
-    }
-}
-
-/// Returns when a transport without a connection has to end: it is closed, and owns nothing or its time is up.
-async fn must_end(shared: &Shared) {
-    loop {
-        let (deadline, owned) = {
-            let intake = shared.lock();
-            (intake.deadline, intake.messages)
-        };
-        match deadline {
-            Some(_) if owned == 0 => return,
-            Some(_) => return sleep_until(deadline.map(Into::into)).await,
-            None => shared.wake.notified().await,
-        }
-    }
-}
-
-async fn sleep_until(deadline: Option<tokio::time::Instant>) {
-    if let Some(deadline) = deadline {
-        tokio::time::sleep_until(deadline).await;
-    }
-}
-
-/// Full jitter; what an operator has to mend is tried at the cap from the beginning.
-fn pause(class: Class, attempt: u32, cap: Duration) -> Duration {
-    if class == Class::Hold {
-        return cap.mul_f64(0.5 + fastrand::f64() / 2.0);
-    }
-    RECONNECT_BASE.saturating_mul(2_u32.saturating_pow(attempt)).min(cap).mul_f64(fastrand::f64())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_grow_to_the_cap_and_a_held_connection_begins_there() {
-        let seed = fastrand::u64(..);
-        println!("seed {seed}");
-        fastrand::seed(seed);
-        let cap = Duration::from_secs(30);
-        for attempt in 0..200 {
-            assert!(pause(Class::Transient, attempt, cap) <= cap);
-            assert!(pause(Class::Hold, attempt, cap) >= cap / 2);
-        }
-        assert!((0..100).all(|_| pause(Class::Transient, 0, cap) <= RECONNECT_BASE));
-        assert!((0..100).any(|_| pause(Class::Transient, u32::MAX, cap) > cap / 2));
     }
 }
