@@ -199,7 +199,7 @@ fn looking_beside_a_running_producer_shows_what_waits_and_what_is_dead_and_distu
     assert_eq!(payloads, ["a 1", "b 2"]);
     let shown = outlast(dir.path(), &["dead", "show", &letters[1]["number"].to_string()], b"");
     assert_code(&shown, 0);
-    assert!(shown.stdout.contains("b 2") && shown.stdout.contains("WRONGTYPE"), "{}", shown.stdout);
+    assert!(shown.stdout.contains("b 2") && shown.stdout.contains("too large"), "{}", shown.stdout);
     let status = outlast(dir.path(), &["status", "--json"], b"");
     assert_eq!(json(&status.stdout)[0]["holder"], holder.pid(), "{status:?}");
 

@@ -154,7 +154,7 @@ fn a_server_that_is_busy_for_seconds_is_waited_for_without_a_storm_of_connection
     assert!(made <= 5, "{made} connections, of which 3 are this test's own");
 }
 
-/// Sends numbered messages until it is told to stop, and looks how long any has been stored.
+/// Sends numbered messages until it is stopped, and looks how long any has been stored.
 struct Load {
     stop: Arc<AtomicBool>,
     sent: Arc<AtomicU64>,

@@ -2,7 +2,7 @@
 //!
 //! For a message over which the server may close the connection: there it takes no other message along, and the server's
 //! answer, or that it closes the connection again and again, means this message for certain. The usual connection is open
-//! all the time, and pinged; should it break, whoever called this is gone with it, and no verdict is given.
+//! all the time, and pinged; should it break, the attempt is dropped with it, and no verdict is given.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -354,7 +354,7 @@ mod tests {
             ("Protocol error: expected '$', got 'x'", Class::Transient, Scope::Transport, RECONNECT),
             ("unknown command 'XADD', with args", Class::Hold, Scope::Transport, STAY),
             ("DB index is out of range", Class::Hold, Scope::Transport, RECONNECT),
-            ("something that nobody has read before", Class::Hold, Scope::Route, STAY),
+            ("something else", Class::Hold, Scope::Route, STAY),
         ] {
             let found = code("ERR", text);
             assert_eq!(

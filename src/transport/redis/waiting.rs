@@ -59,7 +59,7 @@ pub(super) async fn sleep_until(deadline: Option<tokio::time::Instant>) {
     }
 }
 
-/// Full jitter; what an operator has to mend is tried at the cap from the beginning.
+/// Full jitter; what an operator has to put right is tried at the cap from the beginning.
 pub(super) fn pause(class: Class, attempt: u32, cap: Duration) -> Duration {
     if class == Class::Hold {
         return cap.mul_f64(0.5 + fastrand::f64() / 2.0);

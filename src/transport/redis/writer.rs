@@ -214,7 +214,7 @@ impl Writer {
                 session.send(&self.config, name, unit);
             }
             Some((_, true)) => session.send_apart(&self.config, &self.access.login(), name, unit),
-            // It comes back by itself, when nothing else of its lane is owned.
+            // It comes back by itself, when nothing else of its ordering key is in flight.
             Some((reason, false)) => {
                 let reason = format!("Redis: {reason}; it is tried on a connection of its own");
                 let failure = Arc::new(Failure::new(Class::Permanent, Scope::Lane, reason));
