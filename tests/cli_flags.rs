@@ -7,7 +7,7 @@ mod common;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{Acks, Child, Output, redis_address, run, unique};
+use common::{Acks, Child, Output, RespServer, redis_address, run, unique};
 use serde_json::Value;
 
 /// A broker that is not there: port 1 is privileged and unused.
@@ -29,12 +29,11 @@ fn json(text: &str) -> Vec<Value> {
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}"))).collect()
 }
 
-/// Dead letters of a stream of that name: its key is no stream. The URL, to mend it.
+/// Dead letters of a stream of that name: a server refuses each message. The URL of one that takes them.
 fn bury(dir: &Path, stream: &str, lines: &[u8]) -> String {
-    common::redis::command(&redis_address(), &["SET", stream, "not a stream"]);
-    let url = format!("redis://{}?stream={stream}", redis_address());
-    assert_code(&outlast(dir, &["produce", "--to", &url, "--key", "field:1"], lines), 3);
-    url
+    let refusing = format!("redis://{}?stream={stream}", RespServer::refusing().address());
+    assert_code(&outlast(dir, &["produce", "--to", &refusing, "--key", "field:1"], lines), 3);
+    format!("redis://{}?stream={stream}", redis_address())
 }
 
 fn dead(dir: &Path) -> Vec<Value> {
@@ -74,9 +73,6 @@ fn dead_letters_are_requeued_and_purged_by_id_and_by_route_and_no_others() {
     assert_code(&outlast(dir.path(), &["dead", "purge", "--route", &format!("redis/{one}")], b""), 0);
     assert!(dead(dir.path()).is_empty());
 
-    for stream in [&one, &two] {
-        common::redis::command(&redis_address(), &["DEL", stream]);
-    }
     assert_code(&outlast(dir.path(), &["drain", "--to", &url, "--timeout", "60s"], b""), 0);
     assert_eq!((payloads(&one), payloads(&two)), (vec![b"b 2".to_vec()], vec![b"a 4".to_vec(), b"b 5".to_vec()]));
 }
@@ -203,7 +199,7 @@ fn looking_beside_a_running_producer_shows_what_waits_and_what_is_dead_and_distu
     assert_eq!(payloads, ["a 1", "b 2"]);
     let shown = outlast(dir.path(), &["dead", "show", &letters[1]["number"].to_string()], b"");
     assert_code(&shown, 0);
-    assert!(shown.stdout.contains("b 2") && shown.stdout.contains("WRONGTYPE"), "{}", shown.stdout);
+    assert!(shown.stdout.contains("b 2") && shown.stdout.contains("too large"), "{}", shown.stdout);
     let status = outlast(dir.path(), &["status", "--json"], b"");
     assert_eq!(json(&status.stdout)[0]["holder"], holder.pid(), "{status:?}");
 

@@ -7,7 +7,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{Output, redis_address, run, unique};
+use common::{Output, RespServer, redis_address, run, unique};
 
 /// A broker that is not there: port 1 is privileged and unused.
 const NOBODY: &str = "redis://127.0.0.1:1?stream=";
@@ -105,8 +105,7 @@ fn a_wait_at_the_end_is_told() {
 #[test]
 fn a_dead_letter_that_is_not_there_among_others_is_named() {
     let (dir, stream) = (tempfile::tempdir().unwrap(), unique("among"));
-    common::redis::command(&redis_address(), &["SET", &stream, "not a stream"]);
-    let url = format!("redis://{}?stream={stream}", redis_address());
+    let url = format!("redis://{}?stream={stream}", RespServer::refusing().address());
     says(&outlast(dir.path(), &["produce", "--to", &url], b"x\ny\n"), 3, &["2 dead letters"]);
     let listed = outlast(dir.path(), &["dead", "list"], b"");
     let numbers: Vec<&str> = listed.stdout.lines().filter_map(|line| line.split(' ').next()).collect();

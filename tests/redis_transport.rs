@@ -5,8 +5,6 @@ mod common;
 mod redis_support;
 
 use std::io::Write;
-#[cfg(feature = "tls")]
-use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -14,9 +12,9 @@ use outlast::transport::redis::{RedisConfig, RedisTransport, Secret, Trim};
 use outlast::transport::{Availability, Class, Failure, Monitor, Outcome, Scope, Transport};
 use outlast::{Message, Position};
 use redis::Value;
-#[cfg(feature = "tls")]
-use redis_support::file;
 use redis_support::{Bench, PATIENCE, Server, command, connect, contents, shared_server, unused};
+#[cfg(feature = "tls")]
+use redis_support::{certificates, file};
 
 const CANARY: &str = "canary-7f3a";
 
@@ -57,23 +55,27 @@ fn a_stream_is_trimmed_where_that_is_asked_for() {
     assert_eq!(contents(&config, &whole).unwrap().len(), 1000);
 }
 
+/// It was a permanent failure of each message, which buried a whole backlog for what one `DEL` puts right.
 #[test]
-fn a_key_of_another_type_is_a_permanent_failure_alone_and_in_a_batch() {
+fn a_key_of_another_type_holds_the_stream_alone_and_in_a_batch_until_it_is_deleted() {
     let config = shared_server();
     let stream = unused("wrongtype");
     command(&mut connect(&config), &["SET", &stream, "x"]);
-    let bench = Bench::up(config);
+    let bench = Bench::up(config.clone());
     for number in 0..50 {
         bench.keyed(number, &stream, "k");
     }
     for _ in 0..50 {
         let failure = failure(bench.next().1);
-        assert!(failure.class == Class::Permanent || failure.reason.contains("earlier message"), "{failure}");
+        assert!(failure.class == Class::Hold || failure.reason.contains("earlier message"), "{failure}");
     }
     bench.keyed(50, &stream, "l");
     let failure = failure(bench.next().1);
-    assert_eq!((failure.class, failure.scope), (Class::Permanent, Scope::Route));
-    assert!(failure.reason.contains("no stream"), "{failure}");
+    assert_eq!((failure.class, failure.scope), (Class::Hold, Scope::Route));
+    assert!(failure.reason.contains("it is a string") && failure.reason.contains("delete or rename"), "{failure}");
+    command(&mut connect(&config), &["DEL", &stream]);
+    bench.keyed(51, &stream, "m");
+    assert_eq!(bench.word(), (51, "delivered"));
 }
 
 /// Sends messages of the key `k` that fail; returns what the first was told.
@@ -326,7 +328,10 @@ fn a_server_that_hangs_is_given_up_and_only_what_was_sent_counts_as_possibly_del
     std::thread::sleep(Duration::from_secs(1));
     bench.keyed(2, "s", "k");
     bench.keyed(3, "s", "k");
-    assert_eq!(bench.words(3), [(1, "perhaps"), (2, "transient"), (3, "transient")]);
+    let words = bench.words(3);
+    assert_eq!(words[1..], [(2, "transient"), (3, "transient")]);
+    // On a machine that was slow to stop the server, a ping was not answered before, and held the message back.
+    assert!([(1, "perhaps"), (1, "transient")].contains(&words[0]), "{words:?}");
     let down = bench.wait_down();
     assert!(down.class == Class::Transient && down.reason.contains("too long"), "{down}");
     server.cont();
@@ -411,26 +416,6 @@ fn faults_of_the_configuration_show_before_anything_is_tried() {
     junk.write_all(b"no certificate").unwrap();
     let text = fault(RedisConfig { ca_file: Some(junk.path().into()), ..tls });
     assert!(text.contains(if cfg!(feature = "tls") { "PEM" } else { "feature" }), "{text}");
-}
-
-/// A CA and a server certificate for `name`, made with the `openssl` program.
-#[cfg(feature = "tls")]
-fn certificates(directory: &tempfile::TempDir, prefix: &str, name: &str) {
-    let at = |file_name: &str| file(directory, &format!("{prefix}{file_name}")).to_str().unwrap().to_owned();
-    let run = |arguments: &[&str]| {
-        let output = Command::new("openssl").args(arguments).output().expect("openssl is not installed");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    };
-    let (ca_key, ca, key, request, certificate) =
-        (at("ca.key"), at("ca.pem"), at("key.pem"), at("csr"), at("cert.pem"));
-    let extensions = at("ext");
-    std::fs::write(&extensions, format!("subjectAltName={name}\nbasicConstraints=CA:FALSE\n")).unwrap();
-    let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
-    let authority = ["req", "-x509", "-days", "2", "-subj", "/CN=ca", "-keyout", &ca_key, "-out", &ca];
-    run(&[&authority[..], &curve].concat());
-    run(&[&["req", "-subj", "/CN=server", "-keyout", &key, "-out", &request][..], &curve].concat());
-    let sign = ["x509", "-req", "-days", "2", "-in", &request, "-CA", &ca, "-CAkey", &ca_key, "-CAcreateserial"];
-    run(&[&sign[..], &["-extfile", &extensions, "-out", &certificate]].concat());
 }
 
 #[cfg(feature = "tls")]

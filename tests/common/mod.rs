@@ -19,6 +19,7 @@ mod lines;
 mod ports;
 #[cfg(feature = "redis")]
 pub mod redis;
+pub mod resp;
 mod servers;
 
 #[cfg(feature = "cli")]
@@ -27,6 +28,7 @@ pub use child::{Acks, Child, Output, run, run_unread, run_with};
 pub use disk::Disk;
 pub use lines::{first_field, input_lines, log_lines};
 pub use ports::claim_port;
+pub use resp::RespServer;
 pub use servers::{KafkaServer, RedisServer, kafka_address, redis_address};
 
 /// A name that no other test, and no earlier run against the same servers, has used.

@@ -281,3 +281,24 @@ impl Bench {
 pub fn file(server_directory: &tempfile::TempDir, name: &str) -> PathBuf {
     server_directory.path().join(name)
 }
+
+/// A CA and a server certificate for `name`, made with the `openssl` program. A prefix names its CA as well: of two with one
+/// name OpenSSL tries either.
+pub fn certificates(directory: &tempfile::TempDir, prefix: &str, name: &str) {
+    let at = |file_name: &str| file(directory, &format!("{prefix}{file_name}")).to_str().unwrap().to_owned();
+    let run = |arguments: &[&str]| {
+        let output = Command::new("openssl").args(arguments).output().expect("openssl is not installed");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let (ca_key, ca, key, request, certificate) =
+        (at("ca.key"), at("ca.pem"), at("key.pem"), at("csr"), at("cert.pem"));
+    let extensions = at("ext");
+    std::fs::write(&extensions, format!("subjectAltName={name}\nbasicConstraints=CA:FALSE\n")).unwrap();
+    let curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+    let subject = format!("/CN=ca-{prefix}");
+    let authority = ["req", "-x509", "-days", "2", "-subj", &subject, "-keyout", &ca_key, "-out", &ca];
+    run(&[&authority[..], &curve].concat());
+    run(&[&["req", "-subj", "/CN=server", "-keyout", &key, "-out", &request][..], &curve].concat());
+    let sign = ["x509", "-req", "-days", "2", "-in", &request, "-CA", &ca, "-CAkey", &ca_key, "-CAcreateserial"];
+    run(&[&sign[..], &["-extfile", &extensions, "-out", &certificate]].concat());
+}

@@ -1,7 +1,7 @@
 //! From the command line to an open producer, every refusal in its order: nothing is touched before the whole line
 //! is known to be right.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,23 +25,31 @@ pub struct Destination {
     url: String,
     /// The topic or stream, if the URL names one.
     pub name: Option<Arc<str>>,
+    /// The library reads it again when it changes.
+    password_file: Option<PathBuf>,
+    /// What a pipe had, which can be read once.
     password: Option<String>,
 }
 
 impl Destination {
-    /// Reads the URL and the password.
+    /// Reads the URL, and looks whether the password file holds a password.
     pub fn parse(broker: &Broker) -> Result<Self, Problem> {
+        let mut password_file = broker.password_file.clone();
+        let mut password = password_file.as_deref().map(password_of).transpose()?;
+        if password_file.as_ref().is_some_and(|file| file.is_file()) {
+            password = None;
+        } else {
+            password_file = None;
+        }
         let parsed = BrokerUrl::parse(&broker.to).map_err(|e| Problem::usage(format!("--to: {e}")))?;
-        Ok(Self {
-            url: broker.to.clone(),
-            name: parsed.destination().map(Arc::from),
-            password: broker.password_file.as_deref().map(password_of).transpose()?,
-        })
+        Ok(Self { url: broker.to.clone(), name: parsed.destination().map(Arc::from), password_file, password })
     }
 
     /// Settings for a producer with this broker as its only transport; the rest are defaults.
     pub fn config(&self, outbox: &Path, lock: &LockWait) -> Config {
-        let transport = TransportConfig { name: None, url: self.url.clone(), password: self.password.clone() };
+        let (password, password_file) = (self.password.clone(), self.password_file.clone());
+        let transport =
+            TransportConfig { url: self.url.clone(), password, password_file, ..TransportConfig::default() };
         let lock_wait = lock.lock_wait;
         Config { outbox: outbox.to_owned(), transports: vec![transport], lock_wait, ..Config::default() }
     }

@@ -184,6 +184,8 @@ fn judge_access(code: Code) -> Option<Verdict> {
         Code::InvalidRequiredAcks | Code::InvalidRequest | Code::InvalidConfig => {
             hold(Transport, "the broker refuses the request itself")
         }
+        // Names that can never be legal are refused when a message is sent; no message is at fault for the topic.
+        Code::InvalidTopic => hold(Route, "the topic's name is not legal, or it is internal: send to another topic"),
         // The broker's own policy: an operator can change it, and a fixed message cannot.
         Code::PolicyViolation => hold(Route, "a policy of the broker refuses it"),
         Code::Unknown => hold(Route, "the broker failed in an unknown way; see its log"),
@@ -201,7 +203,6 @@ fn judge_refusal(code: Code) -> Option<Verdict> {
         Code::InvalidMessage => permanent("the broker finds the message corrupt or not allowed in this topic"),
         Code::InvalidRecord => permanent("the broker finds the record invalid (a compacted topic needs keys, say)"),
         Code::InvalidTimestamp => permanent("the timestamp is out of the range the topic allows"),
-        Code::InvalidTopic => permanent("the topic's name is not legal, or it is internal"),
         // Sequence and epoch: the broker forgot or fenced this producer id; a new instance gets a new one.
         Code::OutOfOrderSequenceNumber | Code::DuplicateSequenceNumber | Code::UnknownProducerId => {
             fatal("the broker lost track of this producer id; the instance is rebuilt with a new one")
@@ -285,7 +286,6 @@ mod tests {
             "InvalidMessage",
             "InvalidMessageSize",
             "MessageSizeTooLarge",
-            "InvalidTopic",
             "MessageBatchTooLarge",
             "InvalidTimestamp",
             "InvalidRecord",

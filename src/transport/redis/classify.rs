@@ -38,7 +38,7 @@ pub(super) fn code(code: &str, details: &str) -> Finding {
 }
 
 fn table(code: &str, details: &str) -> (Class, Scope, bool, &'static str) {
-    use Class::{Hold, Permanent, Transient};
+    use Class::{Hold, Transient};
     use Scope::{Route, Transport};
     match code {
         // The server has no memory for writes until something is deleted or `maxmemory` is raised.
@@ -68,8 +68,9 @@ fn table(code: &str, details: &str) -> (Class, Scope, bool, &'static str) {
         "DENIED" => (Hold, Transport, RECONNECT, "the server's protected mode is on"),
         // May concern one stream (key patterns) or the command; the narrower is assumed.
         "NOPERM" => (Hold, Route, STAY, "the ACL user needs ~STREAM +xadd +multi +exec +ping"),
-        // The name is taken by a key of another type: no message can ever be appended there.
-        "WRONGTYPE" => (Permanent, Route, STAY, "the key exists and is no stream"),
+        // The name is taken by a key of another type. No message is at fault: all of them can be appended once the key is
+        // deleted or renamed.
+        "WRONGTYPE" => (Hold, Route, STAY, "the key exists and is no stream: delete or rename it"),
         // A script that is not cached any more is sent anew with the next attempt.
         "NOSCRIPT" => (Transient, Route, STAY, ""),
         "EXECABORT" => (Hold, Route, STAY, "the transaction was refused without a known cause"),
@@ -81,16 +82,24 @@ fn table(code: &str, details: &str) -> (Class, Scope, bool, &'static str) {
 }
 
 /// Errors under Redis' general code can only be told by their text.
+///
+/// About the message is only what names its size. The form of the command is ours and the route's options', the same for
+/// every message: a server that refuses it refuses all of them, and none is at fault.
 fn plain(details: &str) -> (Class, Scope, bool, &'static str) {
     let says = |text: &str| details.contains(text);
     if says("max number of clients") {
         // The connection is closed behind it; another client's leaving frees a place.
         (Class::Transient, Scope::Transport, RECONNECT, "maxclients is reached")
-    } else if says("too large to be stored") {
+    } else if says("too large to be stored") || says("exceeds maximum allowed size") {
         // `STREAM_LISTPACK_MAX_SIZE`, 1 GiB an entry.
         (Class::Permanent, Scope::Lane, STAY, "")
-    } else if says("syntax error") || says("wrong number of arguments") {
-        (Class::Permanent, Scope::Lane, STAY, "")
+    } else if is_too_long(details) {
+        // Said while the command is being read; the connection is closed behind it.
+        (Class::Permanent, Scope::Lane, RECONNECT, "the message is larger than the server reads")
+    } else if says("Protocol error") {
+        (Class::Transient, Scope::Transport, RECONNECT, "")
+    } else if is_of_form(details) {
+        (Class::Hold, Scope::Route, STAY, "the server does not know this form of XADD")
     } else if says("unknown command") {
         (Class::Hold, Scope::Transport, STAY, "streams need Redis 5 or later")
     } else if says("without any password configured") || says("invalid DB index") || says("DB index is out of range") {
@@ -98,6 +107,26 @@ fn plain(details: &str) -> (Class, Scope, bool, &'static str) {
     } else {
         (Class::Hold, Scope::Route, STAY, "")
     }
+}
+
+/// Whether an error says that an argument, or their number, is beyond what the server reads: `proto-max-bulk-len` (by default
+/// 512 MiB), or a million arguments before Redis 7. The texts are `networking.c`'s.
+pub(super) fn is_too_long(details: &str) -> bool {
+    const TEXTS: [&str; 4] =
+        ["invalid bulk length", "invalid multibulk length", "too big bulk count string", "too big mbulk count string"];
+    details.contains("Protocol error") && TEXTS.iter().any(|text| details.contains(text))
+}
+
+/// Whether an error says that the command was written in a form that the server does not take.
+pub(super) fn is_of_form(details: &str) -> bool {
+    const TEXTS: [&str; 5] = [
+        "syntax error",
+        "wrong number of arguments",
+        "Invalid stream ID",
+        "not an integer",
+        "The MAXLEN argument must be",
+    ];
+    TEXTS.iter().any(|text| details.contains(text))
 }
 
 /// What a failure is when it was no message that failed, but the login or the connection: it concerns everything, and is no
@@ -205,7 +234,7 @@ mod tests {
         ("WRONGPASS", Class::Hold, Scope::Transport, RECONNECT),
         ("DENIED", Class::Hold, Scope::Transport, RECONNECT),
         ("NOPERM", Class::Hold, Scope::Route, STAY),
-        ("WRONGTYPE", Class::Permanent, Scope::Route, STAY),
+        ("WRONGTYPE", Class::Hold, Scope::Route, STAY),
         ("NOSCRIPT", Class::Transient, Scope::Route, STAY),
         ("EXECABORT", Class::Hold, Scope::Route, STAY),
         ("ERR", Class::Hold, Scope::Route, STAY),
@@ -223,12 +252,13 @@ mod tests {
     }
 
     /// A Redis before 6 knows no user names: "wrong number of arguments for 'auth' command". It was taken for a verdict on the
-    /// messages, as which it would have been in reply to one of them, and buried them.
+    /// messages, and buried them.
     #[test]
     fn what_is_wrong_with_the_login_is_no_verdict_on_messages() {
-        let failure = code("ERR", "wrong number of arguments for 'auth' command").failure;
-        assert_eq!((failure.class, failure.scope), (Class::Permanent, Scope::Lane));
-        let failure = of_connection(failure);
+        let failure = of_connection(code("ERR", "wrong number of arguments for 'auth' command").failure);
+        assert_eq!((failure.class, failure.scope), (Class::Hold, Scope::Transport));
+        // Whatever answers there, with whatever is a verdict on a message elsewhere.
+        let failure = of_connection(code("ERR", "Protocol error: invalid bulk length").failure);
         assert_eq!((failure.class, failure.scope), (Class::Hold, Scope::Transport));
         let busy = of_connection(code("LOADING", "").failure);
         assert_eq!((busy.class, busy.scope), (Class::Transient, Scope::Transport));
@@ -297,19 +327,41 @@ mod tests {
         }
     }
 
+    /// An option that the server does not know (`minid=` before Redis 6.2) was taken for a verdict on the message: every
+    /// message became a dead letter. So was a key that is no stream.
     #[test]
-    fn general_errors_are_told_by_their_text() {
-        for (text, class, reconnect) in [
-            ("max number of clients reached", Class::Transient, RECONNECT),
-            ("Elements are too large to be stored", Class::Permanent, STAY),
-            ("wrong number of arguments for 'xadd' command", Class::Permanent, STAY),
-            ("syntax error", Class::Permanent, STAY),
-            ("unknown command 'XADD', with args", Class::Hold, STAY),
-            ("DB index is out of range", Class::Hold, RECONNECT),
-            ("The stream has exhausted the last possible ID", Class::Hold, STAY),
+    fn what_the_route_is_at_fault_for_is_no_verdict_on_messages() {
+        for text in [
+            "syntax error",
+            "wrong number of arguments for 'xadd' command",
+            "Invalid stream ID specified as stream command argument",
+            "value is not an integer or out of range",
+            "The MAXLEN argument must be >= 0.",
+            "The stream has exhausted the last possible ID, unable to add more items",
         ] {
             let found = code("ERR", text);
-            assert_eq!((found.failure.class, found.reconnect), (class, reconnect), "{text}");
+            assert_eq!((found.failure.class, found.failure.scope), (Class::Hold, Scope::Route), "{text}");
+        }
+    }
+
+    #[test]
+    fn general_errors_are_told_by_their_text() {
+        for (text, class, scope, reconnect) in [
+            ("max number of clients reached", Class::Transient, Scope::Transport, RECONNECT),
+            ("Elements are too large to be stored", Class::Permanent, Scope::Lane, STAY),
+            ("Protocol error: invalid bulk length", Class::Permanent, Scope::Lane, RECONNECT),
+            ("Protocol error: invalid multibulk length", Class::Permanent, Scope::Lane, RECONNECT),
+            ("Protocol error: expected '$', got 'x'", Class::Transient, Scope::Transport, RECONNECT),
+            ("unknown command 'XADD', with args", Class::Hold, Scope::Transport, STAY),
+            ("DB index is out of range", Class::Hold, Scope::Transport, RECONNECT),
+            ("something else", Class::Hold, Scope::Route, STAY),
+        ] {
+            let found = code("ERR", text);
+            assert_eq!(
+                (found.failure.class, found.failure.scope, found.reconnect),
+                (class, scope, reconnect),
+                "{text}"
+            );
         }
     }
 

@@ -63,6 +63,9 @@ pub struct RedisConfig {
     pub user: Option<String>,
     /// The password.
     pub password: Option<Secret>,
+    /// A file whose first line is the password, in place of `password`. Read again when it changes, as are the three PEM files;
+    /// the next connection uses what they hold then.
+    pub password_file: Option<PathBuf>,
     /// Speak TLS (the feature `tls`). Certificate and host name are always verified.
     pub tls: bool,
     /// PEM file with the authorities to trust; without it the system's. Needs `tls`.
@@ -158,6 +161,7 @@ impl Default for RedisConfig {
             database: 0,
             user: None,
             password: None,
+            password_file: None,
             tls: false,
             ca_file: None,
             certificate_file: None,
@@ -187,7 +191,8 @@ impl RedisConfig {
             host: host.clone(),
             port: *port,
             user: url.user.clone(),
-            password: url.password.clone().map(Secret),
+            password: url.password.clone().filter(|_| url.password_file.is_none()).map(Secret),
+            password_file: url.password_file.clone(),
             tls: url.scheme == Scheme::Rediss,
             stream: url.destination.clone(),
             ..Self::default()
@@ -254,7 +259,10 @@ impl RedisConfig {
         if self.certificate_file.is_some() != self.private_key_file.is_some() {
             faults.push("a client's certificate and its private key go together; one is missing".to_owned());
         }
-        if self.user.is_some() && self.password.is_none() {
+        if self.password.is_some() && self.password_file.is_some() {
+            faults.push("password and password_file are both given; one of them is right".to_owned());
+        }
+        if self.user.is_some() && self.password.is_none() && self.password_file.is_none() {
             faults.push("a user is named without a password".to_owned());
         }
         for (what, duration) in [
@@ -282,6 +290,11 @@ impl RedisConfig {
             }
         }
         if faults.is_empty() { Ok(()) } else { Err(StartError(format!("Redis: {}", faults.join("; ")))) }
+    }
+
+    /// What a stream is trimmed to.
+    pub(super) fn trim_of(&self, stream: &str) -> Option<&Trim> {
+        self.streams.get(stream).or(self.trim.as_ref())
     }
 
     /// Where it is, for people.

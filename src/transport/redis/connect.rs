@@ -4,83 +4,39 @@
 //! itself. The client's `ConnectionManager` is not used: it would reconnect behind our back, but not after a
 //! timeout or `READONLY`.
 
-#[cfg(feature = "tls")]
-use std::path::Path;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use redis::io::tcp::TcpSettings;
-use redis::{AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, Pipeline, RedisConnectionInfo, Value};
+use redis::{AsyncConnectionConfig, Client, Pipeline, Value};
 
 use super::classify;
-use super::config::RedisConfig;
-use crate::transport::{Class, Failure, Scope, StartError};
+use super::config::{RedisConfig, Secret};
+use super::limits::Facts;
+use crate::transport::{Class, Failure, Scope};
 
-/// Makes the client, which does not connect yet. Reads the certificates.
-///
-/// # Errors
-/// The configuration cannot work, whatever the server does.
-pub(super) fn client(config: &RedisConfig) -> Result<Client, StartError> {
-    let fault = |error: redis::RedisError| StartError(format!("Redis: {error}"));
-    let host = config.host.clone();
-    let addr = if config.tls {
-        ConnectionAddr::TcpTls { host, port: config.port, insecure: false, tls_params: None }
-    } else {
-        ConnectionAddr::Tcp(host, config.port)
-    };
-    let greeting = RedisConnectionInfo::default().set_skip_set_lib_name();
-    let info = addr
-        .into_connection_info()
-        .map_err(fault)?
-        .set_redis_settings(greeting)
-        .set_tcp_settings(TcpSettings::default().set_nodelay(true));
-    if config.tls { secure(config, info) } else { Client::open(info).map_err(fault) }
+/// How the server is reached, and who logs in there.
+pub(super) struct Login {
+    pub client: Client,
+    pub password: Option<Secret>,
 }
 
-#[cfg(feature = "tls")]
-fn secure(config: &RedisConfig, info: redis::ConnectionInfo) -> Result<Client, StartError> {
-    // Somebody else in the process may have chosen a provider already; any will do.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let client_tls = match (&config.certificate_file, &config.private_key_file) {
-        (Some(certificate), Some(key)) => Some(redis::ClientTlsConfig {
-            client_cert: read_pem(certificate, "CERTIFICATE")?,
-            client_key: read_pem(key, "PRIVATE KEY")?,
-        }),
-        _ => None,
-    };
-    let root_cert = config.ca_file.as_deref().map(|path| read_pem(path, "CERTIFICATE")).transpose()?;
-    let certificates = redis::TlsCertificates { client_tls, root_cert };
-    Client::build_with_tls(info, certificates).map_err(|error| StartError(format!("Redis: {error}")))
-}
-
-#[cfg(not(feature = "tls"))]
-fn secure(_: &RedisConfig, _: redis::ConnectionInfo) -> Result<Client, StartError> {
-    Err(StartError("Redis: TLS is asked for, but outlast was built without its feature \"tls\"".to_owned()))
-}
-
-/// A file without the expected block would only show as a refused handshake later.
-#[cfg(feature = "tls")]
-fn read_pem(path: &Path, block: &str) -> Result<Vec<u8>, StartError> {
-    let fault = |what: String| StartError(format!("Redis: {}: {what}", path.display()));
-    let text = std::fs::read(path).map_err(|error| fault(error.to_string()))?;
-    let end = format!("{block}-----");
-    if !text.windows(end.len()).any(|window| window == end.as_bytes()) {
-        return Err(fault(format!("a PEM file with a {block} is needed")));
-    }
-    Ok(text)
+/// A connection that can be used, and what the server says of itself.
+pub(super) struct Connected {
+    pub connection: MultiplexedConnection,
+    pub facts: Facts,
 }
 
 /// Connects, and finds out whether messages can be sent.
-pub(super) async fn connect(client: &Client, config: &RedisConfig) -> Result<MultiplexedConnection, Failure> {
+pub(super) async fn connect(login: &Login, config: &RedisConfig) -> Result<Connected, Failure> {
     let address = config.address();
     let limits = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(config.connect_timeout))
         .set_response_timeout(Some(config.response_timeout));
     let greeted = async {
-        let connecting = client.get_multiplexed_async_connection_with_config(&limits);
+        let connecting = login.client.get_multiplexed_async_connection_with_config(&limits);
         let mut connection = connecting.await.map_err(|error| classify::client(&error, &address))?;
-        greet(&mut connection, config, &address).await?;
-        Ok(connection)
+        let facts = greet(&mut connection, login, config, &address).await?;
+        Ok(Connected { connection, facts })
     };
     let connected = tokio::time::timeout(config.connect_timeout, greeted).await;
     connected
@@ -89,7 +45,7 @@ pub(super) async fn connect(client: &Client, config: &RedisConfig) -> Result<Mul
             Err(Failure::new(Class::Transient, Scope::Transport, reason))
         })
         .map_err(|mut failure| {
-            failure.reason = without_password(&failure.reason, config);
+            failure.reason = without_password(&failure.reason, login, config);
             // A plaintext port waits for the end of the greeting, and that looks like any other silence.
             if config.tls && failure.class == Class::Transient {
                 failure.reason.push_str(" (does the port speak TLS?)");
@@ -100,10 +56,10 @@ pub(super) async fn connect(client: &Client, config: &RedisConfig) -> Result<Mul
 
 /// A server that does not know `AUTH`, or means something else by it, repeats what it was given. Redis cuts that off
 /// somewhere, so that it may be a part of the password.
-fn without_password(reason: &str, config: &RedisConfig) -> String {
+fn without_password(reason: &str, login: &Login, config: &RedisConfig) -> String {
     /// What Redis puts before the words it repeats, up to the end of what it says.
     const REPEATED: &str = "with args beginning with:";
-    let Some(password) = config.password.as_ref().filter(|password| !password.reveal().is_empty()) else {
+    let Some(password) = login.password.as_ref().filter(|password| !password.reveal().is_empty()) else {
         return reason.to_owned();
     };
     let mut text = reason.replace(password.reveal(), "***");
@@ -113,29 +69,38 @@ fn without_password(reason: &str, config: &RedisConfig) -> String {
     text
 }
 
-async fn greet(connection: &mut MultiplexedConnection, config: &RedisConfig, address: &str) -> Result<(), Failure> {
-    let mut login = Pipeline::new();
+async fn greet(
+    connection: &mut MultiplexedConnection,
+    login: &Login,
+    config: &RedisConfig,
+    address: &str,
+) -> Result<Facts, Failure> {
+    let mut hello = Pipeline::new();
     // An empty password is one only of a user who needs none; the default user would be refused for `AUTH ""`.
-    let password = config.password.as_ref().filter(|password| config.user.is_some() || !password.reveal().is_empty());
+    let password = login.password.as_ref().filter(|password| config.user.is_some() || !password.reveal().is_empty());
     if let Some(password) = password {
-        login.cmd("AUTH");
+        hello.cmd("AUTH");
         if let Some(user) = &config.user {
-            login.arg(user);
+            hello.arg(user);
         }
-        login.arg(password.reveal());
+        hello.arg(password.reveal());
     }
     if config.database != 0 {
-        login.cmd("SELECT").arg(config.database);
+        hello.cmd("SELECT").arg(config.database);
     }
-    for value in ask(connection, &login, address).await? {
+    for value in ask(connection, &hello, address).await? {
         refuse(&value, address)?;
     }
     // An empty transaction: a user who may not use one would get an ordered batch applied piecemeal.
     let mut fitness = Pipeline::new();
     fitness.cmd("MULTI").cmd("EXEC").cmd("PING").cmd("ROLE");
+    // What is not permitted, or not known, is answered with an error, and stays unknown.
+    fitness.cmd("INFO").arg("server");
+    fitness.cmd("CONFIG").arg("GET").arg("proto-max-bulk-len");
+    fitness.cmd("CONFIG").arg("GET").arg("client-query-buffer-limit");
     let values = ask(connection, &fitness, address).await?;
-    let [multi, exec, ping, role] = &values[..] else {
-        let reason = format!("what answers at {address} does not speak Redis: {} replies to 4 commands", values.len());
+    let [multi, exec, ping, role, info, longest, buffer] = &values[..] else {
+        let reason = format!("what answers at {address} does not speak Redis: {} replies to 7 commands", values.len());
         return Err(Failure::new(Class::Hold, Scope::Transport, reason));
     };
     refuse(multi, address)?;
@@ -150,7 +115,33 @@ async fn greet(connection: &mut MultiplexedConnection, config: &RedisConfig, add
                 format!("Redis at {address} is a replica; waiting for it to become, or its name to lead to, a primary");
             Err(Failure::new(Class::Transient, Scope::Transport, reason))
         }
-        _ => Ok(()),
+        _ => Ok(Facts { version: version(info), longest: bytes(longest), buffer: bytes(buffer) }),
+    }
+}
+
+fn version(info: &Value) -> Option<String> {
+    let text = match info {
+        Value::BulkString(text) => std::str::from_utf8(text).ok()?,
+        Value::VerbatimString { text, .. } => text,
+        _ => return None,
+    };
+    text.lines().find_map(|line| line.strip_prefix("redis_version:")).map(|version| version.trim().to_owned())
+}
+
+/// A setting in bytes; 0 means none.
+fn bytes(value: &Value) -> Option<u64> {
+    setting(value)?.parse().ok().filter(|bytes| *bytes > 0)
+}
+
+/// What a key is; `None` where that may not be asked, or takes too long to hear.
+pub(super) async fn key_type(connection: &mut MultiplexedConnection, key: &str) -> Option<String> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let mut question = Pipeline::new();
+    question.cmd("TYPE").arg(key);
+    let asked = connection.send_packed_commands(&question, 0, 1);
+    match tokio::time::timeout(PATIENCE, asked).await.ok()?.ok()?.pop()? {
+        Value::SimpleString(name) => Some(name),
+        _ => None,
     }
 }
 
@@ -216,8 +207,11 @@ mod tests {
     use std::io::{Read, Write};
     use std::net::TcpListener;
 
+    use std::sync::Arc;
+
     use super::*;
     use crate::transport::redis::Secret;
+    use crate::transport::redis::access::Access;
 
     /// A server's answer to `AUTH` was told as it came, and some of them repeat the password.
     #[tokio::test]
@@ -238,7 +232,8 @@ mod tests {
             });
             let password = Some(Secret::new(&*password));
             let config = RedisConfig { host: "127.0.0.1".into(), port, password, ..RedisConfig::default() };
-            let failure = connect(&client(&config).unwrap(), &config).await.expect_err("it is refused");
+            let access = Access::new(Arc::new(config.clone())).unwrap();
+            let failure = connect(&access.login(), &config).await.err().expect("it is refused");
             assert!(failure.reason.contains("ERR") && failure.reason.contains("***"), "{}", failure.reason);
             assert!(!failure.reason.contains("hunter2"), "{}", failure.reason);
         }

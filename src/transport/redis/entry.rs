@@ -32,7 +32,7 @@ pub(super) fn command(config: &RedisConfig, outgoing: &Outgoing) -> Cmd {
     // Room for the command, the trim, the id and the framing of a handful of fields.
     let mut xadd = Cmd::with_capacity(16 + 2 * message.headers().len(), message.size() + stream.len() + 128);
     xadd.arg("XADD").arg(stream);
-    match config.streams.get(stream).or(config.trim.as_ref()) {
+    match config.trim_of(stream) {
         None => {}
         Some(Trim::MaxLen(entries)) => {
             xadd.arg("MAXLEN").arg("~").arg(*entries);

@@ -10,12 +10,17 @@
 //! Assumes one server, or a name that leads to the primary; refuses replicas, and does not follow a cluster.
 //! What Redis acknowledged is as safe as its settings make it (`appendfsync`, replicas); it is told at start.
 
+mod access;
+mod alone;
 mod classify;
 mod config;
 mod connect;
 mod entry;
+mod limits;
+mod session;
 mod stream;
 mod unit;
+mod waiting;
 mod writer;
 
 use std::fmt;
@@ -30,6 +35,7 @@ pub use config::{FieldNames, RedisConfig, Secret, Trim};
 use super::{Class, Failure, Handover, Monitor, Refused, Scope, StartError, Transport};
 use crate::clock;
 use crate::message::Message;
+use access::Access;
 use writer::Writer;
 
 /// The most messages owned at a time: several times the producer's window, and a bound all the same.
@@ -44,23 +50,25 @@ const MAX_OWNED_BYTES: usize = 128 << 20;
 /// out. Timestamp and partition are not written: the entry's id has the server's time.
 pub struct RedisTransport {
     config: Arc<RedisConfig>,
-    client: redis::Client,
+    access: Arc<Access>,
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl RedisTransport {
-    /// A transport that is not started yet. Reads the certificates, connects to nothing.
+    /// A transport that is not started yet. Reads the certificates and the password file, connects to
+    /// nothing. The files are read again when they change, and used at the next connection.
     ///
     /// # Errors
     /// The configuration cannot work, whatever the server does.
     pub fn new(config: RedisConfig) -> Result<Self, StartError> {
         config.validate()?;
-        let client = connect::client(&config)?;
+        let config = Arc::new(config);
+        let access = Arc::new(Access::new(config.clone())?);
         let closed =
             Intake { gate: Gate::Closed, queue: Vec::new(), wake_at: 1, messages: 0, bytes: 0, deadline: None };
         let shared = Shared { intake: Mutex::new(closed), wake: Notify::new() };
-        Ok(Self { config: Arc::new(config), client, shared: Arc::new(shared), thread: Mutex::new(None) })
+        Ok(Self { config, access, shared: Arc::new(shared), thread: Mutex::new(None) })
     }
 }
 
@@ -71,7 +79,7 @@ impl Transport for RedisTransport {
             .enable_time()
             .build()
             .map_err(|error| StartError(format!("no runtime for the Redis transport: {error}")))?;
-        let writer = Writer::new(self.config.clone(), self.client.clone(), self.shared.clone(), monitor);
+        let writer = Writer::new(self.config.clone(), self.access.clone(), self.shared.clone(), monitor);
         let end = AtEnd(self.shared.clone());
         let thread = thread::Builder::new().name(format!("outlast-redis-{}", self.config.host)).spawn(move || {
             let _end = end;
@@ -114,6 +122,10 @@ impl Transport for RedisTransport {
             Gate::Closed => closed(),
         };
         Err(Refused { handover, failure })
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.access.trouble().into_iter().collect()
     }
 
     fn close(&self, grace: Duration) {

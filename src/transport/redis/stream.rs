@@ -18,6 +18,22 @@ const FREE_UNITS: usize = 4;
 /// How many messages are put aside at most while others, from behind them, go first.
 const SET_ASIDE: usize = 4 * UNIT_MESSAGES;
 
+/// What a unit may hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct UnitSize {
+    pub messages: usize,
+    /// But for one message, which always finds room.
+    pub bytes: usize,
+    /// A message of so many bytes goes by itself.
+    pub alone_from: Option<usize>,
+}
+
+impl Default for UnitSize {
+    fn default() -> Self {
+        Self { messages: UNIT_MESSAGES, bytes: UNIT_BYTES, alone_from: None }
+    }
+}
+
 /// How many messages make a unit beside so many outstanding: with fewer it is cheaper to wait for the next reply, which
 /// lets them go in any case. So units are as large as the load asks for, and a message that is alone goes at once.
 pub(super) fn worth_a_unit(outstanding: usize) -> usize {
@@ -48,10 +64,10 @@ impl Stream {
     }
 
     /// The next piece of work, if the rules allow one now.
-    pub(super) fn next_unit(&mut self) -> Option<Unit> {
+    pub(super) fn next_unit(&mut self, size: UnitSize) -> Option<Unit> {
         let waiting = self.set_aside.len() + self.ordered.len();
         if self.ordered_outstanding < ORDERED_UNITS && waiting >= worth_a_unit(self.lanes_outstanding.len()) {
-            let messages = self.take_ordered();
+            let messages = self.take_ordered(size);
             if !messages.is_empty() {
                 self.ordered_outstanding += 1;
                 let before = self.lanes_outstanding.len();
@@ -62,7 +78,7 @@ impl Stream {
         }
         if self.free_outstanding < FREE_UNITS && !self.free.is_empty() {
             self.free_outstanding += 1;
-            let mut filling = Filling::default();
+            let mut filling = Filling::new(size);
             while let Some(next) = self.free.pop_front() {
                 if let Err(next) = filling.add(next) {
                     self.free.push_front(next);
@@ -75,8 +91,8 @@ impl Stream {
     }
 
     /// A unit's worth of what has no lane outstanding: what was set aside first, so that each lane keeps its order.
-    fn take_ordered(&mut self) -> Vec<Handover> {
-        let mut filling = Filling::default();
+    fn take_ordered(&mut self, size: UnitSize) -> Vec<Handover> {
+        let mut filling = Filling::new(size);
         if std::mem::take(&mut self.look_again) {
             let mut kept = VecDeque::new();
             while let Some(next) = self.set_aside.pop_front() {
@@ -147,24 +163,30 @@ impl Stream {
 }
 
 /// A unit in the making: one message at least, no more than it may hold, one that is to go alone by itself.
-#[derive(Default)]
 struct Filling {
     messages: Vec<Handover>,
     bytes: usize,
+    size: UnitSize,
+    /// The last one goes by itself.
+    closed: bool,
 }
 
 impl Filling {
+    fn new(size: UnitSize) -> Self {
+        Self { messages: Vec::new(), bytes: 0, size, closed: false }
+    }
+
     /// Adds a message, or gives it back if it has to wait for the next unit.
     fn add(&mut self, handover: Handover) -> Result<(), Handover> {
-        let bytes = self.bytes + handover.message.message.size();
-        let full = self.messages.len() == UNIT_MESSAGES
-            || bytes > UNIT_BYTES
-            || handover.alone
-            || self.messages.last().is_some_and(|last| last.alone);
+        let own = handover.message.message.size();
+        let bytes = self.bytes + own;
+        let alone = handover.alone || self.size.alone_from.is_some_and(|from| own >= from);
+        let full = self.messages.len() >= self.size.messages || bytes > self.size.bytes || alone || self.closed;
         if full && !self.messages.is_empty() {
             return Err(handover);
         }
         self.bytes = bytes;
+        self.closed = alone;
         self.messages.push(handover);
         Ok(())
     }
@@ -204,14 +226,14 @@ mod tests {
     }
 
     fn next(stream: &mut Stream) -> Vec<Unit> {
-        std::iter::from_fn(|| stream.next_unit()).collect()
+        std::iter::from_fn(|| stream.next_unit(UnitSize::default())).collect()
     }
 
     fn units(handovers: impl IntoIterator<Item = (usize, bool)>) -> Vec<usize> {
         let mut stream = Stream::default();
         handovers.into_iter().for_each(|(size, alone)| stream.push(handover(1, Some(1), size, alone)));
         let one = || {
-            let unit = stream.next_unit()?;
+            let unit = stream.next_unit(UnitSize::default())?;
             stream.returned(&unit);
             Some(unit.messages.len())
         };
@@ -226,6 +248,17 @@ mod tests {
     }
 
     #[test]
+    fn units_can_be_smaller_and_what_may_be_refused_for_its_size_goes_by_itself() {
+        let mut stream = Stream::default();
+        for (number, bytes) in [1, 1, 1, 9, 1].into_iter().enumerate() {
+            stream.push(handover(number as u64, None, bytes, false));
+        }
+        let size = UnitSize { messages: 2, bytes: 100, alone_from: Some(9) };
+        let units: Vec<_> = std::iter::from_fn(|| stream.next_unit(size)).map(|unit| numbers(&unit)).collect();
+        assert_eq!(units, [vec![0, 1], vec![2], vec![3], vec![4]]);
+    }
+
+    #[test]
     fn a_stream_has_a_few_units_of_each_kind_outstanding() {
         let ordered = (0..1000).map(Some);
         let mut stream = stream(ordered.chain([None; 2000]));
@@ -235,27 +268,30 @@ mod tests {
         let (two, four) = ([(true, 256); ORDERED_UNITS], [(false, 256); FREE_UNITS]);
         assert_eq!(kinds, [&two[..], &four[..]].concat());
         stream.returned(&units[1]);
-        assert_eq!(stream.next_unit().map(|unit| (unit.ordered, unit.messages.len())), Some((true, 256)));
-        assert!(stream.next_unit().is_none() && !stream.is_idle());
+        assert_eq!(
+            stream.next_unit(UnitSize::default()).map(|unit| (unit.ordered, unit.messages.len())),
+            Some((true, 256))
+        );
+        assert!(stream.next_unit(UnitSize::default()).is_none() && !stream.is_idle());
     }
 
     #[test]
     fn a_few_beside_many_wait_for_the_reply_and_a_message_alone_goes_at_once() {
         let mut stream = stream((0..100).map(Some));
-        let many = stream.next_unit().expect("a unit");
+        let many = stream.next_unit(UnitSize::default()).expect("a unit");
         (100..149).for_each(|number| stream.push(handover(number, Some(number.into()), 1, false)));
-        assert!(stream.next_unit().is_none(), "49 beside 100");
+        assert!(stream.next_unit(UnitSize::default()).is_none(), "49 beside 100");
         stream.push(handover(149, Some(149), 1, false));
-        let half = stream.next_unit().expect("50 beside 100 are worth it");
+        let half = stream.next_unit(UnitSize::default()).expect("50 beside 100 are worth it");
         assert_eq!(numbers(&half), (100..150).collect::<Vec<_>>());
         stream.push(handover(150, Some(150), 1, false));
-        assert!(stream.next_unit().is_none());
+        assert!(stream.next_unit(UnitSize::default()).is_none());
         stream.returned(&half);
-        assert!(stream.next_unit().is_none(), "one beside 100");
+        assert!(stream.next_unit(UnitSize::default()).is_none(), "one beside 100");
         stream.returned(&many);
-        let alone = stream.next_unit().expect("nothing is outstanding");
+        let alone = stream.next_unit(UnitSize::default()).expect("nothing is outstanding");
         stream.push(handover(151, Some(151), 1, false));
-        let beside = stream.next_unit().expect("one beside one");
+        let beside = stream.next_unit(UnitSize::default()).expect("one beside one");
         assert_eq!((numbers(&alone), numbers(&beside)), (vec![150], vec![151]));
     }
 

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use redis::{Pipeline, ServerError, Value};
 
 use super::classify::{self, Finding};
-use super::config::RedisConfig;
+use super::config::{RedisConfig, Trim};
 use super::entry;
 use crate::message::Position;
 use crate::transport::fence::{self, Verdict};
@@ -39,6 +39,17 @@ pub(super) struct Reading {
     pub verdicts: Vec<Verdict>,
     /// Why the connection has to be replaced, if it has.
     pub broken: Option<Arc<Failure>>,
+}
+
+/// What the replies alone do not say.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Context<'a> {
+    /// What the key is, where it is no stream.
+    pub key_type: Option<&'a str>,
+    /// What the stream is trimmed to.
+    pub trim: Option<&'a Trim>,
+    /// The server's version.
+    pub version: Option<&'a str>,
 }
 
 enum Fate {
@@ -82,8 +93,8 @@ impl Unit {
     }
 
     /// What the replies mean for each message.
-    pub(super) fn read(self, values: Vec<Value>) -> Reading {
-        let mut broken = None;
+    pub(super) fn read(self, values: Vec<Value>, context: Context<'_>) -> Reading {
+        let mut broken = Broken { why: None, context };
         let fates = if self.messages.is_empty() {
             if let Some(Value::ServerError(error)) = values.first() {
                 refused(error, &mut broken);
@@ -113,18 +124,24 @@ impl Unit {
             }
             verdicts.push((handover, outcome));
         }
-        Reading { verdicts, broken }
+        Reading { verdicts, broken: broken.why }
     }
 }
 
-fn each(count: usize, values: Vec<Value>, broken: &mut Option<Arc<Failure>>) -> Vec<Fate> {
+/// Why the connection has to be replaced, if it has; and what errors are explained with.
+struct Broken<'a> {
+    why: Option<Arc<Failure>>,
+    context: Context<'a>,
+}
+
+fn each(count: usize, values: Vec<Value>, broken: &mut Broken<'_>) -> Vec<Fate> {
     if values.len() != count {
         return nonsense(count, format!("{} replies to {count} commands", values.len()), broken);
     }
     values.into_iter().map(|value| single(value, broken)).collect()
 }
 
-fn single(value: Value, broken: &mut Option<Arc<Failure>>) -> Fate {
+fn single(value: Value, broken: &mut Broken<'_>) -> Fate {
     let (kind, entry) = match value {
         Value::BulkString(text) => ("a bulk string", position(&text)),
         Value::ServerError(error) => return Fate::Refused(refused(&error, broken)),
@@ -138,7 +155,7 @@ fn single(value: Value, broken: &mut Option<Arc<Failure>>) -> Fate {
     }
 }
 
-fn transaction(count: usize, mut values: Vec<Value>, broken: &mut Option<Arc<Failure>>) -> Vec<Fate> {
+fn transaction(count: usize, mut values: Vec<Value>, broken: &mut Broken<'_>) -> Vec<Fate> {
     if values.len() != count + 2 {
         return nonsense(count, format!("{} replies to a transaction of {count}", values.len()), broken);
     }
@@ -146,7 +163,7 @@ fn transaction(count: usize, mut values: Vec<Value>, broken: &mut Option<Arc<Fai
     if let Value::ServerError(error) = values.remove(0) {
         // Without MULTI the commands ran one by one, and each reply speaks for itself. The next connection asks
         // for MULTI before it takes messages.
-        *broken = Some(refused(&error, broken));
+        broken.why = Some(refused(&error, broken));
         return each(count, values, broken);
     }
     match executed {
@@ -155,7 +172,7 @@ fn transaction(count: usize, mut values: Vec<Value>, broken: &mut Option<Arc<Fai
         Some(Value::ServerError(error)) => {
             // What was queued is forgotten with the connection.
             let failure = refused(&error, broken);
-            *broken = Some(failure.clone());
+            broken.why = Some(failure.clone());
             (0..count).map(|_| Fate::Refused(failure.clone())).collect()
         }
         _ => nonsense(count, "neither an array nor an error from EXEC".to_owned(), broken),
@@ -164,7 +181,7 @@ fn transaction(count: usize, mut values: Vec<Value>, broken: &mut Option<Arc<Fai
 
 /// Nothing of the transaction was applied: because of a command that was refused when it was queued, which has said
 /// why itself, or because of EXEC.
-fn aborted(error: &ServerError, queued: Vec<Value>, broken: &mut Option<Arc<Failure>>) -> Vec<Fate> {
+fn aborted(error: &ServerError, queued: Vec<Value>, broken: &mut Broken<'_>) -> Vec<Fate> {
     let own: Vec<Option<Arc<Failure>>> = queued
         .into_iter()
         .map(|value| if let Value::ServerError(error) = value { Some(refused(&error, broken)) } else { None })
@@ -179,25 +196,49 @@ fn aborted(error: &ServerError, queued: Vec<Value>, broken: &mut Option<Arc<Fail
     own.into_iter().map(|failure| Fate::Refused(failure.unwrap_or_else(|| shared.clone()))).collect()
 }
 
-fn refused(error: &ServerError, broken: &mut Option<Arc<Failure>>) -> Arc<Failure> {
-    let Finding { failure, reconnect } = classify::reply(error);
+fn refused(error: &ServerError, broken: &mut Broken<'_>) -> Arc<Failure> {
+    let Finding { mut failure, reconnect } = classify::reply(error);
+    failure.reason.push_str(&explanation(error, broken.context));
     let failure = Arc::new(failure);
-    if reconnect && broken.is_none() {
-        *broken = Some(failure.clone());
+    if reconnect && broken.why.is_none() {
+        // The fault of a message is none of what else was on the connection.
+        broken.why = Some(if failure.class == Class::Permanent {
+            let reason = format!("the connection was closed over one message: {}", failure.reason);
+            Arc::new(Failure::new(Class::Transient, Scope::Transport, reason))
+        } else {
+            failure.clone()
+        });
     }
     failure
 }
 
-fn nonsense(count: usize, what: String, broken: &mut Option<Arc<Failure>>) -> Vec<Fate> {
+/// What an operator has to know to put it right, where the server's words do not say.
+fn explanation(error: &ServerError, context: Context<'_>) -> String {
+    let details = error.details().unwrap_or_default();
+    match (error.code(), context.key_type, context.trim) {
+        ("WRONGTYPE", Some(key_type), _) => format!(": it is a {key_type}"),
+        ("ERR", _, Some(trim)) if classify::is_of_form(details) => {
+            let (option, since) = match trim {
+                Trim::MaxLen(_) => ("maxlen", "5"),
+                Trim::MinId(_) => ("minid", "6.2"),
+            };
+            let version = context.version.map_or(String::new(), |version| format!(", this is {version}"));
+            format!(": the stream's option {option} needs Redis {since} or later{version}")
+        }
+        _ => String::new(),
+    }
+}
+
+fn nonsense(count: usize, what: String, broken: &mut Broken<'_>) -> Vec<Fate> {
     let failure = unexpected(what, broken);
     (0..count).map(|_| Fate::Unknown(failure.clone())).collect()
 }
 
 /// A reply that makes no sense: the connection cannot be trusted any more.
-fn unexpected(what: String, broken: &mut Option<Arc<Failure>>) -> Arc<Failure> {
+fn unexpected(what: String, broken: &mut Broken<'_>) -> Arc<Failure> {
     let reason = format!("Redis: a reply that makes no sense: {what}");
     let failure = Arc::new(Failure::new(Class::Transient, Scope::Transport, reason));
-    broken.get_or_insert_with(|| failure.clone());
+    broken.why.get_or_insert_with(|| failure.clone());
     failure
 }
 

@@ -33,7 +33,7 @@ fn replies(lines: &[&str]) -> Vec<Value> {
 }
 
 fn words(unit: Unit, lines: &[&str]) -> (Vec<String>, bool) {
-    let reading = unit.read(replies(lines));
+    let reading = unit.read(replies(lines), Context::default());
     let word = |(_, outcome): &Verdict| match outcome {
         Outcome::Delivered(position) => position.to_string(),
         Outcome::Failed { possibly_delivered: true, .. } => "perhaps".to_owned(),
@@ -63,7 +63,7 @@ fn a_command_refused_in_the_queue_means_that_nothing_was_appended() {
 #[test]
 fn a_permanent_verdict_in_the_queue_is_none_on_its_companions() {
     let abort = "-EXECABORT Transaction discarded because of previous errors.";
-    let lines = ["+OK", "+QUEUED", "-ERR wrong number of arguments for 'xadd' command", "+QUEUED", abort];
+    let lines = ["+OK", "+QUEUED", "-ERR Elements are too large to be stored", "+QUEUED", abort];
     let expected = ["transient", "permanent", "transient"].map(str::to_owned).to_vec();
     assert_eq!(words(unit(&[1, 1, 2]), &lines), (expected, false));
 }
@@ -82,10 +82,10 @@ fn exec_refused_by_the_servers_state_has_the_class_of_its_cause() {
 }
 
 #[test]
-fn a_key_of_another_type_fails_every_message_at_run_time() {
+fn a_key_of_another_type_holds_every_message_at_run_time() {
     let wrong = "-WRONGTYPE Operation against a key holding the wrong kind of value";
     let lines = ["+OK", "+QUEUED", "+QUEUED", "[", wrong, wrong];
-    assert_eq!(words(unit(&[1, 1]), &lines), (vec!["permanent".to_owned(); 2], false));
+    assert_eq!(words(unit(&[1, 1]), &lines), (vec!["hold".to_owned(); 2], false));
 }
 
 #[test]
@@ -137,4 +137,28 @@ fn a_ping_that_finds_the_server_unfit_ends_the_connection() {
     assert!(!words(unit(&[]), &["+PONG"]).1);
     assert!(!words(unit(&[]), &["-NOPERM no ping"]).1);
     assert!(words(unit(&[]), &["-LOADING Redis is loading the dataset in memory"]).1);
+}
+
+#[test]
+fn an_error_is_explained_by_what_the_route_asks_for() {
+    let trim = Trim::MinId("5-0".to_owned());
+    let context = Context { key_type: Some("hash"), trim: Some(&trim), version: Some("6.0.16") };
+    let reason = |line: &str, context| match &unit(&[1]).read(replies(&[line]), context).verdicts[0].1 {
+        Outcome::Failed { failure, .. } => failure.reason.clone(),
+        other => panic!("{other:?}"),
+    };
+    let syntax = reason("-ERR syntax error", context);
+    assert!(syntax.contains("minid") && syntax.contains("6.2") && syntax.contains("6.0.16"), "{syntax}");
+    assert!(!reason("-ERR syntax error", Context::default()).contains("minid"));
+    let wrong = reason("-WRONGTYPE Operation against a key", context);
+    assert!(wrong.contains("it is a hash") && !wrong.contains("minid"), "{wrong}");
+}
+
+#[test]
+fn a_message_that_is_too_large_is_no_fault_of_what_else_is_on_the_connection() {
+    let reading = unit(&[1]).read(replies(&["-ERR Protocol error: invalid bulk length"]), Context::default());
+    let Outcome::Failed { failure, possibly_delivered: false } = &reading.verdicts[0].1 else { panic!() };
+    assert_eq!((failure.class, failure.scope), (Class::Permanent, Scope::Lane));
+    let broken = reading.broken.expect("the server closes the connection");
+    assert_eq!((broken.class, broken.scope), (Class::Transient, Scope::Transport));
 }
