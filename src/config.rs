@@ -86,7 +86,7 @@ pub enum OnPoison {
 }
 
 /// A transport: a name, and where its broker is.
-#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TransportConfig {
     /// What messages call it, and what the log keeps; the URL's scheme if it is left out.
@@ -98,6 +98,10 @@ pub struct TransportConfig {
     /// The password, where the URL has none.
     #[serde(default)]
     pub password: Option<String>,
+    /// A file whose first line is the password, where neither `password` nor the URL has one. It is read again when it
+    /// changes.
+    #[serde(default)]
+    pub password_file: Option<PathBuf>,
 }
 
 impl fmt::Debug for TransportConfig {
@@ -298,8 +302,11 @@ mod tests {
 
     #[test]
     fn a_password_is_not_shown() {
-        let config =
-            TransportConfig { name: None, url: "redis://u:hunter2@h:1".into(), password: Some("hunter2".into()) };
+        let config = TransportConfig {
+            url: "redis://u:hunter2@h:1".into(),
+            password: Some("hunter2".into()),
+            ..Default::default()
+        };
         assert!(!format!("{config:?}").contains("hunter2"));
     }
 }

@@ -65,14 +65,14 @@ impl Builder {
 
     /// Adds a broker, named by the scheme of its URL.
     pub fn url(mut self, url: impl Into<String>) -> Self {
-        self.config.transports.push(TransportConfig { name: None, url: url.into(), password: None });
+        self.config.transports.push(TransportConfig { url: url.into(), ..TransportConfig::default() });
         self
     }
 
     /// Adds a broker under a name, for messages that say [`via`](crate::Message::via).
     pub fn transport(mut self, name: impl Into<Arc<str>>, url: impl Into<String>) -> Self {
         let name = Some(name.into());
-        self.config.transports.push(TransportConfig { name, url: url.into(), password: None });
+        self.config.transports.push(TransportConfig { name, url: url.into(), ..TransportConfig::default() });
         self
     }
 
@@ -250,8 +250,13 @@ impl Builder {
         let mut transports: Vec<Named> = Vec::new();
         for given in &self.config.transports {
             let url: BrokerUrl = given.url.parse().map_err(|error: transport::UrlError| wrong(error.to_string()))?;
+            let url = url.or_password(given.password.as_deref());
+            let url = match &given.password_file {
+                Some(file) => url.with_password_file(file).map_err(wrong)?,
+                None => url,
+            };
             let default = self.password.as_deref().filter(|_| url.lacks_password());
-            let url = url.or_password(given.password.as_deref().or(default));
+            let url = url.or_password(default);
             let name = given.name.clone().unwrap_or_else(|| url.transport_name().into());
             let order = match url.scheme() {
                 transport::Scheme::Kafka => Order::Key,

@@ -106,6 +106,10 @@ impl Core {
         for transport in stats.transports.iter().filter(|transport| !transport.up) {
             alerts.push(about(&transport.name, transport.reason.as_deref().unwrap_or("down")));
         }
+        for line in &self.lines {
+            let warnings = line.dispatcher.transport().warnings();
+            alerts.extend(warnings.iter().map(|warning| about(&line.name, warning)));
+        }
         for route in &stats.routes {
             if let Some(blocked) = route.blocked.as_ref().filter(|blocked| blocked.class != Class::Transient) {
                 alerts.push(format!("{}: {}; {} waiting", route.route, blocked.reason, blocked.waiting));

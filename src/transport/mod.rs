@@ -13,6 +13,7 @@
 pub mod conformance;
 #[cfg(any(feature = "testing", feature = "kafka", feature = "redis"))]
 pub(crate) mod fence;
+pub(crate) mod files;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 #[cfg(feature = "testing")]
@@ -73,6 +74,12 @@ pub trait Transport: Send + Sync + 'static {
     /// hang that little else can be sent. Called from the drainer's thread, and rarely; the reports may come later. A
     /// transport that has no partitions, or of which none can hang, has nothing to do.
     fn hand_back(&self) {}
+
+    /// What an operator should know although messages are taken, one line each, without secrets: a renewed certificate
+    /// that cannot be read, say. Shown in [`Health`](crate::Health) for as long as it is returned. Must not block.
+    fn warnings(&self) -> Vec<String> {
+        Vec::new()
+    }
 
     /// Stops: reports what can be within `grace`, everything else as failed. Nothing is submitted afterwards.
     /// Blocks for `grace` at most, and a little for the threads to end.

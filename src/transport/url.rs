@@ -4,9 +4,12 @@
 //! Several hosts, as Kafka has them, are no part of RFC 3986; everything else is. Nothing is resolved or opened.
 
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use percent_encoding::percent_decode_str;
+
+use super::files;
 
 /// What is wrong with the URL of a broker: the part, and the right form. Never shows a password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -80,6 +83,8 @@ pub struct BrokerUrl {
     pub(crate) scheme: Scheme,
     pub(crate) user: Option<String>,
     pub(crate) password: Option<String>,
+    /// Where the password was read from, and is read again when it changes.
+    pub(crate) password_file: Option<PathBuf>,
     pub(crate) hosts: Vec<(String, u16)>,
     pub(crate) database: Option<i64>,
     pub(crate) destination: Option<String>,
@@ -135,6 +140,22 @@ impl BrokerUrl {
     }
 }
 
+impl BrokerUrl {
+    /// Takes the password from a file, which the transport reads again when it changes.
+    ///
+    /// # Errors
+    /// There is a password already, or the file holds none.
+    pub(crate) fn with_password_file(mut self, file: &Path) -> Result<Self, String> {
+        if self.password.is_some() {
+            let file = file.display();
+            return Err(format!("two passwords for {self}: its own, and the one in {file}; leave one of them out"));
+        }
+        self.password = Some(files::read_password(file).map_err(|error| format!("password file {error}"))?);
+        self.password_file = Some(std::path::absolute(file).unwrap_or_else(|_| file.to_owned()));
+        Ok(self)
+    }
+}
+
 impl FromStr for BrokerUrl {
     type Err = UrlError;
 
@@ -170,7 +191,8 @@ impl BrokerUrl {
         };
         let hosts = hosts.split(',').map(|host| parse_host(scheme, host)).collect::<Result<Vec<_>, _>>()?;
         let options = query.map(parse_query).transpose()?.unwrap_or_default();
-        let mut url = Self { scheme, user, password, hosts, database: None, destination: None, options };
+        let mut url =
+            Self { scheme, user, password, password_file: None, hosts, database: None, destination: None, options };
         match scheme {
             Scheme::Kafka => url.take_topic(path)?,
             Scheme::Redis | Scheme::Rediss => url.take_database_and_stream(path)?,

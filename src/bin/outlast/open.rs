@@ -1,7 +1,7 @@
 //! From the command line to an open producer, every refusal in its order: nothing is touched before the whole line
 //! is known to be right.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,23 +24,28 @@ pub struct Destination {
     url: String,
     /// The topic or stream, if the URL names one.
     pub name: Option<Arc<str>>,
-    password: Option<String>,
+    /// The library reads it, and reads it again when it changes.
+    password_file: Option<PathBuf>,
 }
 
 impl Destination {
-    /// Reads the URL and the password.
+    /// Reads the URL, and looks whether the password file holds a password.
     pub fn parse(broker: &Broker) -> Result<Self, Problem> {
+        if let Some(file) = &broker.password_file {
+            password_of(file)?;
+        }
         let parsed = BrokerUrl::parse(&broker.to).map_err(|e| Problem::usage(format!("--to: {e}")))?;
         Ok(Self {
             url: broker.to.clone(),
             name: parsed.destination().map(Arc::from),
-            password: broker.password_file.as_deref().map(password_of).transpose()?,
+            password_file: broker.password_file.clone(),
         })
     }
 
     /// Settings for a producer with this broker as its only transport; the rest are defaults.
     pub fn config(&self, outbox: &Path) -> Config {
-        let transport = TransportConfig { name: None, url: self.url.clone(), password: self.password.clone() };
+        let password_file = self.password_file.clone();
+        let transport = TransportConfig { url: self.url.clone(), password_file, ..TransportConfig::default() };
         Config { outbox: outbox.to_owned(), transports: vec![transport], ..Config::default() }
     }
 }
