@@ -47,21 +47,24 @@ fn delivered_directly(producer: &Producer, topic: &str, when: &str) {
 /// A load balancer drops what is silent and says nothing: the next message waited for librdkafka's timeout, 62 s.
 #[test]
 fn an_idle_connection_to_any_broker_is_alive_when_a_message_comes() {
-    const SILENCE: Duration = Duration::from_secs(3);
-    const IDLE: Duration = Duration::from_secs(20);
+    // In seconds; by hand, OUTLAST_TEST_SILENCE=240 OUTLAST_TEST_IDLE=600 is what load balancers do.
+    let seconds = |name: &str, default: u64| {
+        Duration::from_secs(std::env::var(name).map_or(default, |text| text.parse().expect("seconds")))
+    };
+    let (silence, idle) = (seconds("OUTLAST_TEST_SILENCE", 3), seconds("OUTLAST_TEST_IDLE", 20));
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let (dir, cluster, topic) = (tempfile::tempdir().unwrap(), Kafka3Server::up(), unique("idle"));
     kafka::create_topic(cluster.address(), &topic, 3);
     let (front, back) = (cluster.front(), cluster.back());
     let proxies: Vec<_> =
-        front.iter().zip(&back).map(|(front, back)| Proxy::start(front, back, Some(SILENCE))).collect();
+        front.iter().zip(&back).map(|(front, back)| Proxy::start(front, back, Some(silence))).collect();
     let producer = open(dir.path(), &format!("kafka://{}", front.join(",")));
     wait_until("the cluster answers", LONG, || producer.stats().transports.iter().all(|transport| transport.up));
     for partition in 0..3 {
         producer.blocking_send(Message::to(&*topic).partition(partition).payload("0")).unwrap();
     }
     assert!(proxies.iter().all(|proxy| proxy.opened() > 0), "each broker leads a partition");
-    thread::sleep(IDLE);
+    thread::sleep(idle);
     delivered_directly(&producer, &topic, "kept alive");
 
     // What dies all the same is found dead, and replaced, before a message meets it.

@@ -77,8 +77,9 @@ impl KafkaConfig {
             false => format!("{host}:{port}"),
         };
         let mut config = Self::new(url.hosts.iter().map(host));
-        config.password_file.clone_from(&url.password_file);
-        let password = if url.password_file.is_some() { &None } else { &url.password };
+        // What is no file, a pipe say, was read for good, and cannot be watched.
+        config.password_file = url.password_file.clone().filter(|file| file.is_file());
+        let password = if config.password_file.is_some() { &None } else { &url.password };
         let credentials = [("sasl.username", &url.user), ("sasl.password", password)];
         let credentials = credentials.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
         let options = url.options.iter().map(|(name, value)| (name.as_str(), value));
@@ -312,13 +313,15 @@ fn check_brokers(brokers: &[String]) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Values that must not show in a log line or an error. Short ones would blank out innocent text.
+/// The least length of what is blanked out of texts: shorter values would blank out innocent ones.
+pub(super) const LEAST_SECRET: usize = 4;
+
+/// Values that must not show in a log line or an error.
 fn secrets(options: &BTreeMap<String, String>) -> Vec<String> {
-    const LEAST_LENGTH: usize = 4;
     let guarded = |name: &str| name.starts_with("sasl.") || name.starts_with("ssl.") || name.starts_with("ssl_");
     options
         .iter()
-        .filter(|(name, value)| guarded(name) && !is_harmless(name) && value.len() >= LEAST_LENGTH)
+        .filter(|(name, value)| guarded(name) && !is_harmless(name) && value.len() >= LEAST_SECRET)
         .filter(|(name, _)| !name.ends_with(".location"))
         .map(|(_, value)| value.clone())
         .collect()

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use rdkafka::config::ClientConfig;
 
 use super::book::lock;
-use super::config::KafkaConfig;
+use super::config::{KafkaConfig, LEAST_SECRET};
 use crate::transport::StartError;
 use crate::transport::files::{WatchedFiles, password_in};
 
@@ -129,7 +129,8 @@ impl CredentialFiles {
     /// A text without passwords from files.
     pub(super) fn scrub(&self, text: &str) -> String {
         let passwords = self.passwords.read().unwrap_or_else(PoisonError::into_inner);
-        passwords.iter().fold(text.to_owned(), |text, password| text.replace(password.as_str(), "…"))
+        let passwords = passwords.iter().filter(|password| password.len() >= LEAST_SECRET);
+        passwords.fold(text.to_owned(), |text, password| text.replace(password.as_str(), "…"))
     }
 
     /// An objection of librdkafka's, with the file that it is about where it names the option.
