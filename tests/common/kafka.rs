@@ -1,15 +1,20 @@
 //! Topics and records of a real broker.
 
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::ptr;
 use std::time::{Duration, Instant};
 
 use outlast::{ID_HEADER, MessageId};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::bindings;
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{Headers, Message};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaRespErr;
 
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -27,14 +32,14 @@ pub struct Record {
     pub id: Option<MessageId>,
 }
 
-/// Creates a topic and waits until every partition has a leader.
+/// Creates a topic, replicated as the brokers do by default, and waits until every partition has a leader.
 pub fn create_topic(broker: &str, name: &str, partitions: i32) {
     create_topic_with(broker, name, partitions, &[]);
 }
 
 /// The same, with settings of the topic (`max.message.bytes`, say).
 pub fn create_topic_with(broker: &str, name: &str, partitions: i32, settings: &[(&str, &str)]) {
-    let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+    let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(-1));
     for (key, value) in settings {
         topic = topic.set(key, value);
     }
@@ -64,6 +69,48 @@ pub fn change_topic(broker: &str, name: &str, settings: &[(&str, &str)]) {
     for result in wait_for(admin.alter_configs([&change], &options)).expect("the broker answers") {
         result.unwrap_or_else(|(resource, code)| panic!("{resource:?} was not changed: {code}"));
     }
+}
+
+/// Sets what can be set of a running broker; what an earlier call set, and this one does not, is unset.
+pub fn change_broker(broker: &str, id: i32, settings: &BTreeMap<String, String>) {
+    let change = settings
+        .iter()
+        .fold(AlterConfig::new(ResourceSpecifier::Broker(id)), |change, (key, value)| change.set(key, value));
+    let admin: AdminClient<DefaultClientContext> = client(broker).create().expect("an admin client");
+    let options = AdminOptions::new().request_timeout(Some(LIMIT));
+    for result in wait_for(admin.alter_configs([&change], &options)).expect("the broker answers") {
+        result.unwrap_or_else(|(resource, code)| panic!("{resource:?} was not changed: {code}"));
+    }
+}
+
+/// Sets what a user's password is for SCRAM-SHA-256.
+pub fn set_password(broker: &str, user: &str, password: &str) {
+    let admin: AdminClient<DefaultClientContext> = client(broker).create().expect("an admin client");
+    let (client, name) = (admin.inner().native_ptr(), CString::new(user).expect("no NUL"));
+    let mechanism = bindings::rd_kafka_ScramMechanism_t::RD_KAFKA_SCRAM_MECHANISM_SHA_256;
+    let password = password.as_bytes();
+    // SAFETY: everything passed outlives the call that gets it, which copies it, and is destroyed once; the event is only
+    // asked for its error while it lives.
+    let (error, answered) = unsafe {
+        let mut change = bindings::rd_kafka_UserScramCredentialUpsertion_new(
+            name.as_ptr(),
+            mechanism,
+            4_096,
+            password.as_ptr(),
+            password.len(),
+            ptr::null(),
+            0,
+        );
+        let queue = bindings::rd_kafka_queue_new(client);
+        bindings::rd_kafka_AlterUserScramCredentials(client, &mut change, 1, ptr::null(), queue);
+        let event = bindings::rd_kafka_queue_poll(queue, LIMIT.as_millis() as i32);
+        let error = if event.is_null() { None } else { Some(bindings::rd_kafka_event_error(event)) };
+        bindings::rd_kafka_event_destroy(event);
+        bindings::rd_kafka_queue_destroy(queue);
+        bindings::rd_kafka_UserScramCredentialAlteration_destroy(change);
+        (error, !event.is_null())
+    };
+    assert!(answered && error == Some(RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR), "{user}: {error:?}");
 }
 
 /// Everything in a topic at the moment: partition by partition, by offset.

@@ -27,11 +27,24 @@ pub struct Guarded {
 impl Guarded {
     /// Brings one up and waits until it listens.
     pub fn up() -> Self {
+        Self::up_with(None, |_| String::new())
+    }
+
+    /// The same, with more settings, given the directory of `certificates`. Clients find the guarded port behind `front`, a
+    /// port of a proxy's.
+    pub fn up_with(front: Option<u16>, more: impl FnOnce(&Path) -> String) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let [open, guarded, controller] = ports();
         certificates(dir.path());
         let properties = dir.path().join("kafka.properties");
-        std::fs::write(&properties, settings(dir.path(), open, guarded, controller)).expect("written");
+        let mut settings = settings(dir.path(), open, guarded, controller) + &more(dir.path());
+        if let Some(front) = front {
+            settings += &format!(
+                "advertised.listeners=PLAINTEXT://127.0.0.1:{open},SASL_SSL://localhost:{front}
+"
+            );
+        }
+        std::fs::write(&properties, settings).expect("written");
         let mut format = java();
         format.args(["kafka.tools.StorageTool", "format", "-t", "guarded-test-cluster-0", "-c"]);
         let formatted = format.arg(&properties).output().expect("java runs");
@@ -56,6 +69,11 @@ impl Guarded {
     /// `host:port` of the other; `host` decides whether the certificate is for it.
     pub fn guarded_address(&self, host: &str) -> String {
         format!("{host}:{}", self.guarded)
+    }
+
+    /// The directory of the files that `certificates` made.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
     }
 
     /// The path of one of the files that `certificates` made.
@@ -97,7 +115,8 @@ fn java() -> Command {
     java
 }
 
-fn openssl(dir: &Path, line: &str) {
+/// Runs `openssl` with the words of a line.
+pub fn openssl(dir: &Path, line: &str) {
     let output = Command::new("openssl").args(line.split(' ')).current_dir(dir).output().expect("openssl runs");
     assert!(output.status.success(), "openssl {line}: {}", String::from_utf8_lossy(&output.stderr));
 }

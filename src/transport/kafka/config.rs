@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
@@ -14,6 +16,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, DefaultProducerContext};
 use serde::Deserialize;
 
+use super::credentials::{CredentialFiles, Credentials};
 use super::ffi;
 use super::fixed::check_fixed;
 use super::partitioner::Partitioner;
@@ -51,12 +54,19 @@ pub struct KafkaConfig {
     /// `partitioner` is computed by this crate, to librdkafka's results.
     #[serde(default)]
     pub options: BTreeMap<String, String>,
+    /// A file whose first line is the password (`sasl.password`), which is then no option. Default: none. Like the files
+    /// that `ssl.ca.location`, `ssl.certificate.location`, `ssl.key.location`, `ssl.keystore.location` and
+    /// `ssl.crl.location` name, it is read again when it changes: a client made with the new contents takes over once a
+    /// broker has let it in. Until then, and if they cannot be used at all, the former contents stay in use, and after a few
+    /// seconds [`Health`](crate::Health) says why.
+    #[serde(default)]
+    pub password_file: Option<PathBuf>,
 }
 
 impl KafkaConfig {
     /// A configuration without options.
     pub fn new<B: Into<String>>(brokers: impl IntoIterator<Item = B>) -> Self {
-        Self { brokers: brokers.into_iter().map(Into::into).collect(), options: BTreeMap::new() }
+        Self { brokers: brokers.into_iter().map(Into::into).collect(), ..Self::default() }
     }
 
     /// Takes a URL's parts; a user and a password become `sasl.username` and `sasl.password`.
@@ -69,7 +79,10 @@ impl KafkaConfig {
             false => format!("{host}:{port}"),
         };
         let mut config = Self::new(url.hosts.iter().map(host));
-        let credentials = [("sasl.username", &url.user), ("sasl.password", &url.password)];
+        // What is no file, a pipe say, was read for good, and cannot be watched.
+        config.password_file = url.password_file.clone().filter(|file| file.is_file());
+        let password = if config.password_file.is_some() { &None } else { &url.password };
+        let credentials = [("sasl.username", &url.user), ("sasl.password", password)];
         let credentials = credentials.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
         let options = url.options.iter().map(|(name, value)| (name.as_str(), value));
         for (name, value) in credentials.chain(options) {
@@ -95,7 +108,9 @@ impl fmt::Debug for KafkaConfig {
             .iter()
             .map(|(name, value)| (name.as_str(), if is_harmless(name) { value.as_str() } else { "…" }))
             .collect();
-        f.debug_struct("KafkaConfig").field("brokers", &self.brokers).field("options", &options).finish()
+        let mut shown = f.debug_struct("KafkaConfig");
+        shown.field("brokers", &self.brokers).field("options", &options);
+        shown.field("password_file", &self.password_file).finish()
     }
 }
 
@@ -144,7 +159,8 @@ pub(super) struct Settings {
     pub(super) partitioner: Partitioner,
     pub(super) sticky_linger: Duration,
     pub(super) request_timeout: Duration,
-    pub(super) secrets: Vec<String>,
+    secrets: Vec<String>,
+    pub(super) credentials: Arc<CredentialFiles>,
 }
 
 impl Settings {
@@ -155,7 +171,7 @@ impl Settings {
         for (name, value) in options {
             check_fixed(name, value)?;
         }
-        check_security(options)?;
+        check_security(config)?;
         let number = |name: &str| options.get(name).and_then(|value| value.parse::<u64>().ok());
         let size = |name: &str| number(name).and_then(|number| usize::try_from(number).ok());
         let partitioner = match options.get("partitioner") {
@@ -178,19 +194,27 @@ impl Settings {
             sticky_linger: number("sticky.partitioning.linger.ms").map_or(STICKY_LINGER, Duration::from_millis),
             request_timeout: number("request.timeout.ms").map_or(REQUEST_TIMEOUT, Duration::from_millis),
             secrets: secrets(options),
+            credentials: Arc::new(CredentialFiles::new(config)?),
         };
-        settings.try_out(options)?;
+        let tried = settings.try_out(&settings.credentials.current());
+        tried.map_err(|error| StartError(settings.scrub(&creation_error(&error, options))))?;
         Ok(settings)
     }
 
     /// Lets librdkafka judge names, values and how they go together: makes a producer that knows no broker.
-    fn try_out(&self, options: &BTreeMap<String, String>) -> Result<(), StartError> {
+    fn try_out(&self, credentials: &Credentials) -> Result<(), KafkaError> {
         let mut dry = self.client.clone();
         dry.remove("bootstrap.servers");
-        match dry.create_with_context::<_, BaseProducer<DefaultProducerContext>>(DefaultProducerContext) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(StartError(self.scrub(&creation_error(&error, options)))),
-        }
+        credentials.apply(&mut dry);
+        dry.create_with_context::<_, BaseProducer<DefaultProducerContext>>(DefaultProducerContext).map(|_| ())
+    }
+
+    /// Whether librdkafka takes other certificates, keys and passwords than those in use; if not, why.
+    pub(super) fn try_with(&self, credentials: &Credentials) -> Result<(), String> {
+        self.try_out(credentials).map_err(|error| match error {
+            KafkaError::ClientCreation(text) => self.scrub(&text),
+            other => self.scrub(&other.to_string()),
+        })
     }
 
     /// The client's configuration once it is known how large a message, and all that is in flight together, may be.
@@ -228,7 +252,8 @@ impl Settings {
 
     /// A text of librdkafka's without the values of options that may be secret.
     pub(super) fn scrub(&self, text: &str) -> String {
-        self.secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "…"))
+        let text = self.secrets.iter().fold(text.to_owned(), |text, secret| text.replace(secret.as_str(), "…"));
+        self.credentials.scrub(&text)
     }
 }
 
@@ -251,6 +276,8 @@ fn client_config(config: &KafkaConfig) -> ClientConfig {
     client.set("reconnect.backoff.max.ms", "10000");
     // A moved leader or a new partition is noticed within a minute.
     client.set("topic.metadata.refresh.interval.ms", "60000");
+    // Beside the requests of `keepalive`, which only partitions' leaders get.
+    client.set("socket.keepalive.enable", "true");
     // Disconnects are told through the availability; a line for each idle connection would drown it.
     client.set("log.connection.close", "false");
     for (name, value) in config.options.iter().filter(|(name, _)| *name != "partitioner") {
@@ -288,13 +315,15 @@ fn check_brokers(brokers: &[String]) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Values that must not show in a log line or an error. Short ones would blank out innocent text.
+/// The least length of what is blanked out of texts: shorter values would blank out innocent ones.
+pub(super) const LEAST_SECRET: usize = 4;
+
+/// Values that must not show in a log line or an error.
 fn secrets(options: &BTreeMap<String, String>) -> Vec<String> {
-    const LEAST_LENGTH: usize = 4;
     let guarded = |name: &str| name.starts_with("sasl.") || name.starts_with("ssl.") || name.starts_with("ssl_");
     options
         .iter()
-        .filter(|(name, value)| guarded(name) && !is_harmless(name) && value.len() >= LEAST_LENGTH)
+        .filter(|(name, value)| guarded(name) && !is_harmless(name) && value.len() >= LEAST_SECRET)
         .filter(|(name, _)| !name.ends_with(".location"))
         .map(|(_, value)| value.clone())
         .collect()

@@ -127,3 +127,26 @@ fn an_unreadable_certificate_is_refused_before_anything_starts() {
     let error = Settings::resolve(&config).err().map(|error| error.to_string()).unwrap_or_default();
     assert!(error.contains("/nonexistent/ca.pem"), "{error}");
 }
+
+/// Process substitution (`--password-file <(…)`) names a pipe, which can be read once.
+#[test]
+fn a_password_file_is_watched_and_a_pipe_is_not_read_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = |file: &std::path::Path| BrokerUrl {
+        password: Some("canary-secret".to_owned()),
+        password_file: Some(file.to_owned()),
+        ..BrokerUrl::parse("kafka://alice@h:1").unwrap()
+    };
+    let file = directory.path().join("password");
+    std::fs::write(&file, "canary-secret\n").unwrap();
+    let config = KafkaConfig::from_url(&url(&file)).unwrap();
+    assert_eq!(config.password_file.as_deref(), Some(&*file));
+    assert!(!config.options.contains_key("sasl.password"));
+    let refusal = |config: &KafkaConfig| Settings::resolve(config).err().map(|error| error.to_string());
+    assert!(refusal(&config).is_some_and(|text| text.contains("sasl_ssl")), "it would have no effect");
+    let twice = config.option("sasl.password", "canary-other").option("security.protocol", "sasl_ssl");
+    assert!(refusal(&twice).is_some_and(|text| text.contains("two passwords") && !text.contains("canary")));
+
+    let piped = KafkaConfig::from_url(&url(std::path::Path::new("/dev/null"))).unwrap();
+    assert_eq!((piped.password_file, piped.options["sasl.password"].as_str()), (None, "canary-secret"));
+}

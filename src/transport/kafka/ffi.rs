@@ -7,11 +7,13 @@ use std::time::Duration;
 use rdkafka::bindings::{
     rd_kafka_brokers_add, rd_kafka_conf_destroy, rd_kafka_conf_dump, rd_kafka_conf_dump_free, rd_kafka_conf_new,
     rd_kafka_message_status, rd_kafka_metadata, rd_kafka_metadata_destroy, rd_kafka_msg_status_t,
-    rd_kafka_test_fatal_error, rd_kafka_topic_conf_destroy, rd_kafka_topic_conf_dump, rd_kafka_topic_conf_new,
+    rd_kafka_offsets_for_times, rd_kafka_test_fatal_error, rd_kafka_topic_conf_destroy, rd_kafka_topic_conf_dump,
+    rd_kafka_topic_conf_new,
 };
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::BorrowedMessage;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 
 /// Whether the broker may have a message that was reported failed.
@@ -35,6 +37,26 @@ pub(super) fn ping<C: ClientContext>(client: &Client<C>, timeout: Duration) -> R
     // SAFETY: on success the metadata is ours to free, once.
     unsafe { rd_kafka_metadata_destroy(metadata) };
     Ok(())
+}
+
+/// Asks the leaders of some partitions, all at once, where these end. Blocks for `timeout` at most. A connection on which
+/// the answer does not come within that time is closed by librdkafka, and made anew when something is to be sent: unlike
+/// other requests this one has a timeout of its own, and a request that timed out ends its connection
+/// (`socket.max.fails`).
+pub(super) fn probe<'a, C: ClientContext>(
+    client: &Client<C>,
+    partitions: impl IntoIterator<Item = (&'a str, i32)>,
+    timeout: Duration,
+) -> Result<(), RDKafkaErrorCode> {
+    let millis = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    let mut list = TopicPartitionList::new();
+    for (topic, partition) in partitions {
+        // The end cannot be refused: it is a legal offset.
+        let _ = list.add_partition_offset(topic, partition, Offset::End);
+    }
+    // SAFETY: client and list outlive the call, which changes the list's elements in place.
+    let error = unsafe { rd_kafka_offsets_for_times(client.native_ptr(), list.ptr(), millis) };
+    if error == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR { Ok(()) } else { Err(error.into()) }
 }
 
 /// Names brokers to ask, beside those the client knows. Those it has already are not added again.

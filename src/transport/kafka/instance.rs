@@ -17,6 +17,7 @@ use tracing::{debug, warn};
 
 use super::book::{Book, Role, lock};
 use super::config::Settings;
+use super::credentials::Credentials;
 use super::link::Link;
 use super::log::Log;
 use super::reaper::Reaper;
@@ -31,6 +32,8 @@ use crate::transport::{Class, Failure, Handover, Refused, Scope};
 pub(super) enum Event {
     /// It was given up and has to be retired.
     GivenUp,
+    /// Another one was made, to take over from the one at work.
+    Renewed,
     /// librdkafka has trouble with a broker.
     Trouble(RDKafkaErrorCode, String),
     /// The transport is closing.
@@ -55,6 +58,8 @@ pub(super) struct Instance {
     producer: Arc<ThreadedProducer<Callbacks>>,
     book: Arc<Book>,
     reaper: Arc<Reaper>,
+    /// The number of the credentials it was made with.
+    credentials: u64,
 }
 
 impl Drop for Instance {
@@ -68,13 +73,32 @@ impl Instance {
     pub(super) fn new(
         client: &ClientConfig,
         settings: &Settings,
+        credentials: &Credentials,
         role: Role,
         contacts: &Contacts,
     ) -> Result<Self, String> {
+        let mut client = client.clone();
+        credentials.apply(&mut client);
         let (book, reaper) = (Arc::new(Book::new(role)), Arc::clone(&contacts.reaper));
         let callbacks = Callbacks::new(Arc::clone(&book), contacts.clone(), Log::new(settings.clone()));
         let producer = client.create_with_context(callbacks).map_err(|error| settings.scrub(&error.to_string()))?;
-        Ok(Self { producer: Arc::new(producer), book, reaper })
+        Ok(Self { producer: Arc::new(producer), book, reaper, credentials: credentials.number })
+    }
+
+    /// The number of the credentials it was made with.
+    pub(super) fn credentials(&self) -> u64 {
+        self.credentials
+    }
+
+    /// The trouble librdkafka had last with a broker.
+    pub(super) fn trouble(&self) -> Option<String> {
+        lock(&self.producer.client().context().trouble).as_ref().map(|trouble| trouble.reason.clone())
+    }
+
+    /// Whether a broker did not let it in of late: a login was refused, or one side does not trust the other's certificate.
+    pub(super) fn is_locked_out(&self, now: Instant) -> bool {
+        let trouble = lock(&self.producer.client().context().trouble);
+        trouble.as_ref().is_some_and(|trouble| trouble.is_recent_refusal(now))
     }
 
     /// The account.
@@ -229,11 +253,30 @@ pub(super) struct Callbacks {
     log: Log,
     /// The trouble told last, until it was told again.
     told: Mutex<Option<(RDKafkaErrorCode, String)>>,
+    /// What it said about a broker last.
+    trouble: Mutex<Option<Trouble>>,
+}
+
+/// What librdkafka said about a broker.
+struct Trouble {
+    at: Instant,
+    reason: String,
+    /// A person has to do something about it.
+    is_refusal: bool,
+}
+
+impl Trouble {
+    fn is_recent_refusal(&self, now: Instant) -> bool {
+        /// librdkafka says so at each attempt to connect, which are at most `reconnect.backoff.max.ms` (10 s) and half of
+        /// that as jitter apart.
+        const HOLDS: Duration = Duration::from_secs(16);
+        self.is_refusal && now.saturating_duration_since(self.at) < HOLDS
+    }
 }
 
 impl Callbacks {
     fn new(book: Arc<Book>, contacts: Contacts, log: Log) -> Self {
-        Self { book, contacts, log, told: Mutex::default() }
+        Self { book, contacts, log, told: Mutex::default(), trouble: Mutex::default() }
     }
 
     /// rdkafka 0.39 tells each error event twice, one right after the other. Whether this is the second time.
@@ -244,6 +287,17 @@ impl Callbacks {
         }
         *told = Some((code, reason.to_owned()));
         false
+    }
+
+    /// Keeps trouble in mind. "Disconnected" follows each refusal, and says less than it.
+    fn note(&self, code: RDKafkaErrorCode, reason: &str) {
+        let (at, is_refusal) = (Instant::now(), classify::judge(code).class == Class::Hold);
+        let mut trouble = lock(&self.trouble);
+        let better = is_refusal || !trouble.as_ref().is_some_and(|before| before.is_recent_refusal(at));
+        // "All brokers are down" says nothing about any of them.
+        if better && code != RDKafkaErrorCode::AllBrokersDown {
+            *trouble = Some(Trouble { at, reason: reason.to_owned(), is_refusal });
+        }
     }
 
     fn give_up(&self, failure: Failure) {
@@ -280,6 +334,7 @@ impl ClientContext for Callbacks {
             return;
         }
         debug!(?code, reason, "librdkafka reports trouble");
+        self.note(code, &reason);
         // Whether it is fatal only the client can tell, which is not at hand here: the owner asks it.
         let _ = self.contacts.events.send(Event::Trouble(code, reason));
     }

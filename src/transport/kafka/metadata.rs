@@ -122,7 +122,7 @@ fn ping(shared: &Arc<Shared>, instance: &Instance, unanswered: &mut u32) -> bool
 }
 
 /// Asks about one topic; says whether there was an answer.
-fn ask(shared: &Arc<Shared>, instance: &Instance, topic: &Topic, unanswered: &mut u32) -> bool {
+fn ask(shared: &Arc<Shared>, instance: &Arc<Instance>, topic: &Topic, unanswered: &mut u32) -> bool {
     let name: &str = &topic.route.destination;
     let undoubted = shared.link.is_up() && !shared.is_doubtful();
     let patience = if undoubted { ANSWER.max(patience(*unanswered)) } else { patience(*unanswered) };
@@ -145,7 +145,7 @@ fn ask(shared: &Arc<Shared>, instance: &Instance, topic: &Topic, unanswered: &mu
     };
     match described {
         Some(described) if code == Code::NoError && !described.partitions().is_empty() => {
-            found(shared, topic, described, now);
+            found(shared, instance, topic, described, now);
         }
         _ => not_found(shared, topic, code, now),
     }
@@ -158,13 +158,14 @@ fn local(error: &KafkaError) -> Code {
 }
 
 /// The topic is there.
-fn found(shared: &Arc<Shared>, topic: &Topic, described: &MetadataTopic, now: Instant) {
-    let mut leaders = vec![false; described.partitions().len()];
+fn found(shared: &Arc<Shared>, instance: &Arc<Instance>, topic: &Topic, described: &MetadataTopic, now: Instant) {
+    let mut brokers = vec![-1; described.partitions().len()];
     for partition in described.partitions() {
-        if let Some(led) = usize::try_from(partition.id()).ok().and_then(|id| leaders.get_mut(id)) {
-            *led = partition.leader() >= 0;
+        if let Some(broker) = usize::try_from(partition.id()).ok().and_then(|id| brokers.get_mut(id)) {
+            *broker = partition.leader();
         }
     }
+    let leaders: Vec<bool> = brokers.iter().map(|&broker| broker >= 0).collect();
     let mut state = topic.state();
     let was_missing = matches!(state.knowledge, Knowledge::Missing(_));
     // A partition without a leader gets one soon, as a rule.
@@ -172,7 +173,13 @@ fn found(shared: &Arc<Shared>, topic: &Topic, described: &MetadataTopic, now: In
     state.know(leaders);
     state.asked_at = Some(now);
     state.ask_at = now + if all_led { REFRESH } else { RECHECK };
+    let shares = state.shares.clone();
+    if !shared.seat.holds(instance) {
+        // Another one has taken its place, or is about to.
+        state.renew(now);
+    }
     drop(state);
+    shared.keepalive.learn(&topic.route.destination, &brokers, &shares);
     if was_missing {
         tracing::info!(route = %topic.route, "the topic is usable again");
         shared.link.route_up(&topic.route);

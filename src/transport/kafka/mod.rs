@@ -12,17 +12,19 @@
 //! producer together with their offsets, and returns those.
 //!
 //! Threads: librdkafka's own, its event thread (reports), `outlast-kafka-meta` (asks about topics, hands over what
-//! waited), `outlast-kafka-keep` (rebuilds), and, when needed, `outlast-kafka-solo` and, while a producer is being
+//! waited), `outlast-kafka-keep` (rebuilds), `outlast-kafka-care` (idle connections, files that change), and, when needed, `outlast-kafka-solo` and, while a producer is being
 //! destroyed, `outlast-kafka-end`.
 
 mod batch;
 mod book;
 mod classify;
 mod config;
+mod credentials;
 mod dispatch;
 mod ffi;
 mod fixed;
 mod instance;
+mod keepalive;
 mod link;
 mod log;
 mod metadata;
@@ -30,12 +32,14 @@ mod migrate;
 mod partitioner;
 mod reaper;
 mod rebuild;
+mod renewal;
 mod seat;
 mod security;
 mod share;
 mod signal;
 mod solo;
 mod topics;
+mod upkeep;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,9 +53,12 @@ use rdkafka::config::ClientConfig;
 use self::batch::BatchSize;
 use self::book::{Role, lock};
 use self::config::Settings;
+use self::credentials::Credentials;
 use self::instance::{Contacts, Event, Instance, closed};
+use self::keepalive::Keepalive;
 use self::link::Link;
 use self::reaper::Reaper;
+use self::renewal::Renewal;
 use self::seat::Seat;
 use self::signal::{Bell, Latch};
 use self::solo::Solo;
@@ -83,6 +90,8 @@ struct Shared {
     solo: Solo,
     batch: BatchSize,
     reaper: Arc<Reaper>,
+    keepalive: Keepalive,
+    renewal: Renewal,
     /// Wakes the metadata thread.
     bell: Arc<Bell>,
     /// Whether somebody should find out if the cluster still answers.
@@ -112,6 +121,8 @@ impl KafkaTransport {
             link: Arc::default(),
             solo: Solo::default(),
             reaper: Arc::default(),
+            keepalive: Keepalive::default(),
+            renewal: Renewal::default(),
             bell: Arc::default(),
             doubt: AtomicBool::new(true),
             closing: AtomicBool::new(false),
@@ -141,7 +152,7 @@ impl KafkaTransport {
         let deadline = clock::after(Instant::now(), grace);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let outside = shared.topics.waiting() > 0 || shared.solo.is_busy();
+            let outside = shared.topics.waiting() > 0 || shared.solo.is_busy() || shared.renewal.is_switching();
             let owned = shared
                 .seat
                 .current()
@@ -174,7 +185,8 @@ impl Transport for KafkaTransport {
         let instance = self.shared.instance().map_err(StartError)?;
         self.shared.seat.occupy(instance);
         self.spawn("outlast-kafka-keep", move |shared| rebuild::run(shared, &inbox))?;
-        self.spawn("outlast-kafka-meta", metadata::run)
+        self.spawn("outlast-kafka-meta", metadata::run)?;
+        self.spawn("outlast-kafka-care", |shared| upkeep::run(shared))
     }
 
     fn check(&self, message: &Message) -> Result<(), String> {
@@ -210,6 +222,10 @@ impl Transport for KafkaTransport {
             let text = "partitions that keep what they own have taken too much of the window";
             instance.give_up(Failure::new(Class::Fatal, Scope::Transport, text));
         }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        self.shared.renewal.warning().into_iter().collect()
     }
 
     fn close(&self, grace: Duration) {
@@ -281,11 +297,16 @@ impl Shared {
 
     /// A new producing instance.
     fn instance(&self) -> Result<Instance, String> {
+        self.instance_with(&self.settings.credentials.current())
+    }
+
+    /// The same, with other certificates, keys and passwords than those in use.
+    fn instance_with(&self, credentials: &Credentials) -> Result<Instance, String> {
         let mut client = self.client.get().ok_or("the transport has not been started")?.clone();
         if let Some(smaller) = self.batch.smaller() {
             client.set("batch.size", smaller.to_string());
         }
-        Instance::new(&client, &self.settings, Role::Producing, &self.contacts())
+        Instance::new(&client, &self.settings, credentials, Role::Producing, &self.contacts())
     }
 
     /// A new instance for messages that are tried by themselves.
@@ -294,7 +315,8 @@ impl Shared {
         client.set("batch.num.messages", "1");
         client.set("queue.buffering.max.ms", "0");
         client.remove("linger.ms");
-        Instance::new(&client, &self.settings, Role::Solo, &self.contacts())
+        let credentials = self.settings.credentials.current();
+        Instance::new(&client, &self.settings, &credentials, Role::Solo, &self.contacts())
     }
 
     fn contacts(&self) -> Contacts {

@@ -11,6 +11,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 
 use super::Shared;
 use super::instance::{Event, Instance, handed_back};
+use super::renewal;
 
 /// How much longer than `request.timeout.ms` a request on the wire may take before it counts as lost.
 const WIRE_MARGIN: Duration = Duration::from_secs(5);
@@ -24,6 +25,7 @@ pub(super) fn run(shared: &Shared, events: &Receiver<Event>) {
     while !shared.is_stopped() {
         match events.recv() {
             Ok(Event::GivenUp) => failures = rebuild(shared, events, failures),
+            Ok(Event::Renewed) => renewal::switch(shared),
             Ok(Event::Trouble(code, reason)) => heed(shared, code, &reason),
             Ok(Event::Closing) | Err(_) => {}
         }
@@ -92,6 +94,8 @@ fn pause(shared: &Shared, events: &Receiver<Event>, time: Duration) {
     while !shared.is_stopped() {
         match events.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(Event::Trouble(code, reason)) => heed(shared, code, &reason),
+            // What is made next is made with the same credentials.
+            Ok(Event::Renewed) => renewal::discard(shared),
             Ok(Event::GivenUp | Event::Closing) => {}
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return,
         }

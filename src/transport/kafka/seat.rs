@@ -36,9 +36,19 @@ impl Seat {
         self.0.read().unwrap_or_else(PoisonError::into_inner).as_ref().ok().cloned()
     }
 
+    /// Whether this instance is in the place.
+    pub(super) fn holds(&self, instance: &Arc<Instance>) -> bool {
+        self.current().is_some_and(|current| Arc::ptr_eq(&current, instance))
+    }
+
     /// Puts an instance in.
     pub(super) fn occupy(&self, instance: Instance) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Ok(Arc::new(instance));
+        self.restore(Arc::new(instance));
+    }
+
+    /// Puts an instance in again.
+    pub(super) fn restore(&self, instance: Arc<Instance>) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Ok(instance);
     }
 
     /// Takes the instance out because it was given up; when this returns, nothing more is handed to it.

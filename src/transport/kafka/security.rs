@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use super::config::KafkaConfig;
 use crate::transport::StartError;
 
 /// Refuses what would silently go over the wire in the clear.
-pub(super) fn check_security(options: &BTreeMap<String, String>) -> Result<(), StartError> {
+pub(super) fn check_security(config: &KafkaConfig) -> Result<(), StartError> {
+    let options = &config.options;
     let protocol = options.get("security.protocol").map_or("plaintext", String::as_str).to_ascii_lowercase();
     let (tls, sasl) = (protocol.ends_with("ssl"), protocol.starts_with("sasl_"));
     if tls && !cfg!(feature = "tls") {
@@ -29,6 +31,18 @@ pub(super) fn check_security(options: &BTreeMap<String, String>) -> Result<(), S
     }
     if options.get("sasl.password").is_some_and(String::is_empty) {
         return Err(StartError("option sasl.password is empty: Kafka has no user without a password".to_owned()));
+    }
+    if let Some(file) = &config.password_file {
+        let file = file.display();
+        if options.contains_key("sasl.password") {
+            return Err(StartError(format!("two passwords: option sasl.password, and the file {file}: leave one out")));
+        }
+        if !sasl {
+            return Err(StartError(format!(
+                "password file {file} has no effect with security.protocol={protocol}, which does not authenticate: set \
+                 security.protocol=sasl_ssl (or sasl_plaintext)"
+            )));
+        }
     }
     check_files(options)
 }

@@ -79,6 +79,16 @@ impl Share {
             && millis(now).saturating_sub(self.moved_at.load(Ordering::Relaxed)) >= as_millis(time)
     }
 
+    /// Whether nothing is owned, and nothing was reported on for `time`.
+    pub(super) fn is_idle(&self, time: Duration, now: Instant) -> bool {
+        self.is_empty() && millis(now).saturating_sub(self.moved_at.load(Ordering::Relaxed)) >= as_millis(time)
+    }
+
+    /// Whether something was reported on after `then`.
+    pub(super) fn has_moved_since(&self, then: Instant) -> bool {
+        self.moved_at.load(Ordering::Relaxed) > millis(then)
+    }
+
     /// Whether nothing is owned.
     pub(super) fn is_empty(&self) -> bool {
         self.messages.load(Ordering::Relaxed) == 0

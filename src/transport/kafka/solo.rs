@@ -195,7 +195,8 @@ fn try_alone(shared: &Shared, place: &mut Option<Instance>, job: &Job) -> (Outco
         let failure = Arc::new(Failure::new(Class::Transient, Scope::Lane, text));
         (Outcome::Failed { failure, possibly_delivered }, false)
     };
-    let instance = match place.take() {
+    let current = shared.settings.credentials.current().number;
+    let instance = match place.take().filter(|instance| instance.credentials() == current) {
         Some(instance) => instance,
         None => match shared.solo_instance() {
             Ok(instance) => instance,

@@ -157,3 +157,69 @@ fn after_a_batch_was_refused_as_too_large_the_next_instance_sends_smaller_ones()
     probe::deliver(&transport);
     assert_eq!(transport.shared.batch.smaller(), Some(16 << 10));
 }
+
+/// Whether the instance in use is this one.
+fn is_at_work(transport: &KafkaTransport, instance: &Arc<Instance>) -> bool {
+    transport.shared.seat.holds(instance)
+}
+
+#[test]
+fn another_client_takes_over_without_a_failure() {
+    use crate::transport::Outcome;
+    let mock = rdkafka::mocking::MockCluster::new(1).expect("a mock cluster");
+    mock.create_topic("t", 1, 1).expect("a topic");
+    let transport = started(&mock.bootstrap_servers());
+    probe::deliver(&transport);
+    let (shared, former) = (&transport.shared, transport.shared.seat.current().expect("an instance"));
+    mock.broker_round_trip_time(-1, Duration::from_millis(200)).expect("a slow broker");
+    let submit = || probe::submit(&transport, Message::to("t").payload("p")).expect("taken");
+    let mut outcomes: Vec<_> = (0..5).map(|_| submit()).collect();
+    renewal::tests::offer(shared);
+    shared.events.send(Event::Renewed).expect("the keeper listens");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while is_at_work(&transport, &former) || shared.renewal.is_switching() {
+        assert!(Instant::now() < deadline, "nobody took over");
+        outcomes.push(submit());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    outcomes.push(submit());
+    for outcome in outcomes {
+        let outcome = outcome.recv_timeout(Duration::from_secs(60));
+        assert!(matches!(outcome, Ok(Outcome::Delivered(_))), "{outcome:?}");
+    }
+    assert!(former.book().given_up().is_none());
+}
+
+/// A broker that hangs must not make the others wait for the change; but if it hangs because the client is not let in any
+/// more, the change is what it waits for.
+#[test]
+fn while_a_partition_is_stalled_another_client_takes_over_only_from_one_that_is_locked_out() {
+    use rdkafka::ClientContext;
+    use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+    let mock = rdkafka::mocking::MockCluster::new(2).expect("a mock cluster");
+    mock.create_topic("t", 2, 1).expect("a topic");
+    mock.partition_leader("t", 0, Some(1)).expect("a leader");
+    mock.partition_leader("t", 1, Some(2)).expect("a leader");
+    let transport = started_with(KafkaConfig::new(mock.bootstrap_servers().split(',')));
+    probe::deliver(&transport);
+    let (shared, former) = (&transport.shared, transport.shared.seat.current().expect("an instance"));
+    mock.broker_round_trip_time(1, Duration::from_secs(600)).expect("a broker that hangs");
+    let to = |partition| Message::to("t").payload("p").partition(partition);
+    let stuck = probe::submit(&transport, to(0)).expect("taken");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !shared.topics.is_stalled(Instant::now()) {
+        assert!(Instant::now() < deadline, "not stalled");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    renewal::tests::offer(shared);
+    renewal::switch(shared);
+    assert!(is_at_work(&transport, &former));
+    let healthy = probe::submit(&transport, to(1)).expect("taken").recv_timeout(Duration::from_secs(60));
+    assert!(matches!(healthy, Ok(crate::transport::Outcome::Delivered(_))), "{healthy:?}");
+
+    mock.broker_down(1).expect("it is down");
+    former.client().context().error(KafkaError::Global(RDKafkaErrorCode::SSL), "certificate verify failed");
+    renewal::switch(shared);
+    assert!(!is_at_work(&transport, &former) && shared.seat.current().is_some());
+    assert!(!matches!(stuck.recv_timeout(Duration::from_secs(60)), Ok(crate::transport::Outcome::Delivered(_))));
+}

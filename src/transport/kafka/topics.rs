@@ -149,6 +149,12 @@ impl State {
         self.missing_since = None;
     }
 
+    /// Has the cluster asked about it anew, by an instance that has not heard of it yet.
+    pub(super) fn renew(&mut self, now: Instant) {
+        self.stale = true;
+        self.ask_at = now;
+    }
+
     /// Whether a partition can be expected to take a message soon.
     pub(super) fn is_usable(&self, partition: i32, now: Instant) -> bool {
         let Knowledge::Known(leaders) = &self.knowledge else { return false };
@@ -262,10 +268,14 @@ impl Topics {
     /// Has every topic asked about anew, by an instance that knows none.
     pub(super) fn renew(&self, now: Instant) {
         for topic in self.0.read().unwrap_or_else(PoisonError::into_inner).values() {
-            let mut state = topic.state();
-            state.stale = true;
-            state.ask_at = now;
+            topic.state().renew(now);
         }
+    }
+
+    /// Whether some partition keeps what it owns for long.
+    pub(super) fn is_stalled(&self, now: Instant) -> bool {
+        let topics = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        topics.values().any(|topic| topic.state().is_stalled(now))
     }
 
     /// How many messages wait.
