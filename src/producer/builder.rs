@@ -264,7 +264,8 @@ impl Builder {
         for given in &self.config.transports {
             let url: BrokerUrl = given.url.parse().map_err(|error: transport::UrlError| wrong(error.to_string()))?;
             let default = self.password.as_deref().filter(|_| url.lacks_password());
-            let url = url.or_password(given.password.as_deref().or(default));
+            let own = given.password.as_deref().filter(|password| !password.is_empty());
+            let url = url.or_password(own.or(default));
             let name = given.name.clone().unwrap_or_else(|| url.transport_name().into());
             let order = match url.scheme() {
                 transport::Scheme::Kafka => Order::Key,
