@@ -105,16 +105,20 @@ fn a_message_is_stored_once_the_broker_has_taken_longer_than_first_attempt_says(
     later.wait_for(2, patient, LIMIT);
 }
 
+/// A run that has the outbox open until its input ends.
+fn holder(dir: &Path) -> Child {
+    let (outbox, acks) = (dir.join("outbox"), Acks(dir.join(unique("acks"))));
+    let words = ["produce", "--to", DEAD, "--drain-timeout", "0s", "--outbox", outbox.to_str().unwrap(), "--ack-log"];
+    let mut holder = Child::spawn(&[&words[..], &[acks.0.to_str().unwrap()]].concat(), dir);
+    holder.feed(&[b"one".to_vec()]);
+    acks.wait_for(1, &mut holder, LIMIT);
+    holder
+}
+
 #[test]
 fn an_outbox_that_is_held_is_waited_for_as_long_as_lock_wait_says() {
     let dir = tempfile::tempdir().unwrap();
-    let (outbox, acks) = (dir.path().join("outbox"), Acks(dir.path().join("acks")));
-    let outbox = outbox.to_str().unwrap();
-    let hold = ["produce", "--to", DEAD, "--drain-timeout", "0s", "--outbox", outbox, "--ack-log"];
-    let mut holder = Child::spawn(&[&hold[..], &[acks.0.to_str().unwrap()]].concat(), dir.path());
-    holder.feed(&[b"one".to_vec()]);
-    acks.wait_for(1, &mut holder, LIMIT);
-
+    let outbox = dir.path().join("outbox");
     let commands: [(&[&str], i32); 6] = [
         (&["produce", "--to", DEAD, "--drain-timeout", "0s"], 3),
         (&["drain", "--to", DEAD, "--timeout", "0s"], 3),
@@ -123,38 +127,33 @@ fn an_outbox_that_is_held_is_waited_for_as_long_as_lock_wait_says() {
         (&["repair"], 0),
         (&["repair", "--yes"], 0),
     ];
-    let pid = holder.pid().to_string();
-    for (words, _) in commands {
+    for (words, code) in commands {
+        let mut holder = holder(dir.path());
         let begun = Instant::now();
-        says(&outlast(dir.path(), &[words, &["--lock-wait", "150ms"]].concat(), b""), 1, &[&pid]);
+        let refused = outlast(dir.path(), &[words, &["--lock-wait", "150ms"]].concat(), b"");
+        says(&refused, 1, &[&holder.pid().to_string()]);
         assert!(begun.elapsed() >= Duration::from_millis(150), "{words:?} did not wait");
-    }
-    let mut waiting = commands.map(|(words, code)| {
-        let mut child = Child::spawn(&[words, &["--lock-wait", "10m", "--outbox", outbox]].concat(), dir.path());
-        child.end_input();
-        (child, code)
-    });
-    // Long enough for most of them to find it held: who comes later has nothing to wait for.
-    std::thread::sleep(Duration::from_millis(500));
-    assert!(waiting.iter_mut().all(|(child, _)| child.is_running()), "they wait");
-    holder.end_input();
-    assert_eq!(holder.wait(LIMIT).code(), Some(3), "{}", holder.printed());
-    for (child, code) in &mut waiting {
-        assert_eq!(child.wait(LIMIT).code(), Some(*code), "{}", child.printed());
+
+        let patient = [words, &["--lock-wait", "10m", "--outbox", outbox.to_str().unwrap()]].concat();
+        let mut waiting = Child::spawn(&patient, dir.path());
+        waiting.end_input();
+        // Long enough to find it held; on a machine on which it is not, the run has nothing to wait for.
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(waiting.is_running(), "{words:?}: {}", waiting.printed());
+        holder.end_input();
+        assert_eq!(holder.wait(LIMIT).code(), Some(3), "{}", holder.printed());
+        assert_eq!(waiting.wait(LIMIT).code(), Some(code), "{words:?}: {}", waiting.printed());
     }
 }
 
 #[test]
 fn a_signal_ends_the_wait_for_a_held_outbox() {
     let dir = tempfile::tempdir().unwrap();
-    let (outbox, acks) = (dir.path().join("outbox"), Acks(dir.path().join("acks")));
-    let outbox = outbox.to_str().unwrap();
-    let hold = ["produce", "--to", DEAD, "--drain-timeout", "0s", "--outbox", outbox, "--ack-log"];
-    let mut holder = Child::spawn(&[&hold[..], &[acks.0.to_str().unwrap()]].concat(), dir.path());
-    holder.feed(&[b"one".to_vec()]);
-    acks.wait_for(1, &mut holder, LIMIT);
+    let mut holder = holder(dir.path());
+    let outbox = dir.path().join("outbox");
     for command in ["produce", "drain"] {
-        let words = [command, "--to", DEAD, "--lock-wait", "10m", "--stop-timeout", "10m", "--outbox", outbox];
+        let words = [command, "--to", DEAD, "--lock-wait", "10m", "--stop-timeout", "10m", "--outbox"];
+        let words = [&words[..], &[outbox.to_str().unwrap()]].concat();
         let mut child = Child::spawn(&words, dir.path());
         wait_for_handler(child.pid());
         child.terminate();

@@ -266,6 +266,8 @@ pub struct StartError(pub String);
 
 /// What a producer hands to its transports at most.
 #[derive(Clone, Copy, Debug)]
+// Of the transports only Kafka's has options that depend on them.
+#[cfg_attr(not(feature = "kafka"), allow(dead_code))]
 pub(crate) struct Limits {
     /// Bytes of one message.
     pub max_message_bytes: usize,

@@ -127,7 +127,7 @@ impl BrokerUrl {
     /// have been escaped, `1` is a port and `a` an option to us: no error shows what stands between the hosts and the last
     /// `@`.
     pub(crate) fn conceal(&self, text: String) -> String {
-        if !self.doubtful.iter().any(|doubtful| text.contains(doubtful.as_str())) {
+        if !self.doubtful.iter().any(|doubtful| mentions(&text, doubtful)) {
             return text;
         }
         "broker URL: an option, or the topic, is wrong. It is not shown, since an `@` stands behind it, and it may be the \
@@ -332,8 +332,17 @@ fn doubtful(path: Option<&str>, query: Option<&str>) -> Vec<String> {
     let words = parts[..=last].iter().flat_map(|part| std::iter::once(*part).chain(part.splitn(2, '=')));
     let read = |word: &str| percent_decode_str(word).decode_utf8_lossy().into_owned();
     let mut doubtful: Vec<String> = words.flat_map(|word| [word.to_owned(), read(word)]).collect();
-    doubtful.retain(|word| !word.is_empty());
+    // A password among the options may well have an `@`; the names of these are no part of it.
+    let harmless = |word: &str| ["sasl.", "ssl.", "security."].iter().any(|kind| word.starts_with(kind));
+    doubtful.retain(|word| !word.is_empty() && (word.contains(['=', '@']) || !harmless(word)));
     doubtful
+}
+
+/// Whether a word stands in a text, and not only as a part of another word.
+fn mentions(text: &str, word: &str) -> bool {
+    let part = |neighbour: Option<char>| neighbour.is_some_and(char::is_alphanumeric);
+    text.match_indices(word)
+        .any(|(at, _)| !part(text[..at].chars().next_back()) && !part(text[at + word.len()..].chars().next()))
 }
 
 fn decode(part: &'static str, text: &str) -> Result<String, UrlError> {
@@ -469,6 +478,9 @@ mod tests {
         for url in ["kafka://h/t?sasl.password=p@ss&linger.ms=soon", "redis://u:p@h?linger.ms=soon"] {
             assert_eq!(shown(url, "option linger.ms: soon"), "option linger.ms: soon");
         }
+        // So are the names of options that have passwords for values.
+        let error = "option sasl.password has no effect with security.protocol=plaintext";
+        assert_eq!(shown("kafka://h/t?sasl.password=p@ss", error), error);
     }
 
     #[test]
