@@ -111,6 +111,7 @@ impl Core {
                 alerts.push(format!("{}: {}; {} waiting", route.route, blocked.reason, blocked.waiting));
             }
         }
+        alerts.extend(self.transport_alerts());
         if stats.waiting_for_space > 0 {
             alerts.push(format!("the outbox is full; {} messages wait for space", stats.waiting_for_space));
         }
@@ -131,6 +132,15 @@ impl Core {
             alerts.push(format!("{} dead letters", stats.dead));
         }
         Health { alerts }
+    }
+
+    /// What the transports have to say although nothing waits for it.
+    fn transport_alerts(&self) -> Vec<String> {
+        let of = |line: &Line| {
+            let alerts = line.dispatcher.transport().alerts();
+            alerts.into_iter().map(|alert| format!("{}: {alert}", line.name)).collect::<Vec<_>>()
+        };
+        self.lines.iter().flat_map(of).collect()
     }
 
     /// Brings the file `status` up to date, at most once a second.
@@ -182,6 +192,7 @@ impl Core {
                     }),
                 })
                 .collect(),
+            notes: self.transport_alerts(),
             dead: Tally { count: stats.dead, bytes: stats.dead_bytes },
             set_aside: stats.set_aside,
             ledger: LedgerStatus::from(&snapshot.ledger),

@@ -69,6 +69,12 @@ pub trait Transport: Send + Sync + 'static {
     /// A panic is caught and logged; a message whose ticket goes down with it counts as lost by the transport.
     fn submit(&self, handover: Handover) -> Result<(), Refused>;
 
+    /// What an operator should know although nothing waits for it, one line each, without the transport's name. Part of
+    /// the producer's health; called from threads that may wait.
+    fn alerts(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Hands everything back that is owned, reported as failed ([`Class::Fatal`]): so much of it belongs to partitions that
     /// hang that little else can be sent. Called from the drainer's thread, and rarely; the reports may come later. A
     /// transport that has no partitions, or of which none can hang, has nothing to do.

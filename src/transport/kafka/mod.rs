@@ -11,17 +11,22 @@
 //! request in flight, which is why more are refused, no broker answers so: it remembers the last five batches of a
 //! producer together with their offsets, and returns those.
 //!
+//! Which time a record is sent with is decided in one place ([`times`]), by the topic's settings ([`inquiries`]).
+//!
 //! Threads: librdkafka's own, its event thread (reports), `outlast-kafka-meta` (asks about topics, hands over what
 //! waited), `outlast-kafka-keep` (rebuilds), and, when needed, `outlast-kafka-solo` and, while a producer is being
 //! destroyed, `outlast-kafka-end`.
 
 mod batch;
 mod book;
+mod broker_clock;
 mod classify;
 mod config;
+mod describe;
 mod dispatch;
 mod ffi;
 mod fixed;
+mod inquiries;
 mod instance;
 mod link;
 mod log;
@@ -30,11 +35,13 @@ mod migrate;
 mod partitioner;
 mod reaper;
 mod rebuild;
+mod rules;
 mod seat;
 mod security;
 mod share;
 mod signal;
 mod solo;
+mod times;
 mod topics;
 
 use std::fmt;
@@ -55,12 +62,14 @@ use self::reaper::Reaper;
 use self::seat::Seat;
 use self::signal::{Bell, Latch};
 use self::solo::Solo;
+use self::times::Times;
 use self::topics::Topics;
 use super::{Class, Failure, Handover, Monitor, Refused, Scope, StartError, Transport};
 use crate::clock;
 use crate::message::{Body, Message, Outgoing};
 
 pub use self::config::KafkaConfig;
+pub use self::times::ExpiredTimes;
 
 /// The longest topic name Kafka allows.
 const TOPIC_NAME_MAX: usize = 249;
@@ -79,6 +88,7 @@ struct Shared {
     events: Sender<Event>,
     seat: Seat,
     topics: Topics,
+    times: Arc<Times>,
     link: Arc<Link>,
     solo: Solo,
     batch: BatchSize,
@@ -104,6 +114,7 @@ impl KafkaTransport {
         let (events, inbox) = channel();
         let shared = Shared {
             batch: BatchSize::new(settings.batch_size),
+            times: Arc::new(Times::new(settings.expired_times)),
             settings,
             client: OnceLock::new(),
             events,
@@ -197,6 +208,10 @@ impl Transport for KafkaTransport {
             return Err(Refused { handover, failure });
         }
         shared.take(&mut state, handover, now)
+    }
+
+    fn alerts(&self) -> Vec<String> {
+        self.shared.times.alerts()
     }
 
     fn hand_back(&self) {
@@ -297,6 +312,7 @@ impl Shared {
             events: self.events.clone(),
             bell: Arc::clone(&self.bell),
             link: Arc::clone(&self.link),
+            times: Arc::clone(&self.times),
             reaper: Arc::clone(&self.reaper),
         }
     }
