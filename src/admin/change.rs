@@ -3,18 +3,35 @@
 use std::path::Path;
 
 use super::{AdminError, Selection};
-use crate::outbox::{Inspected, Outbox, OutboxOptions};
-use crate::wal::Mark;
+use crate::outbox::{DeadError, Inspected, Outbox, OutboxOptions};
+use crate::wal::{DeadLetter, Mark};
 
 /// Sends dead letters again: each is appended to the outbox anew, with its message id, behind everything pending, and
-/// taken out of the dead letters once the disk has that. The next producer on the outbox delivers them.
+/// taken out of the dead letters once the disk has that. They are appended in the order in which they were stored once,
+/// whatever the selection names first. The next producer on the outbox delivers them.
 ///
 /// Returns how many. A crash half-way may leave a message in both places: it is delivered twice, under one id.
 ///
 /// # Errors
 /// There is no outbox, a producer has it open, or the disk refused: what was requeued until then stays so.
 pub fn requeue(directory: impl AsRef<Path>, which: Selection) -> Result<u64, AdminError> {
-    change(directory.as_ref(), &which, Mark::Requeued)
+    change(directory.as_ref(), |outbox| {
+        outbox.requeue_dead(false, |number, letter| which.takes(number, &letter.outgoing))
+    })
+}
+
+/// The same as [`requeue`] for messages whose times the broker refused: a time that the application gave
+/// ([`Message::timestamp`](crate::Message::timestamp)) counts as the library's own from now on. Where the topic's settings
+/// are against it, the record is sent with the time of delivery, and the application's time is in its header
+/// [`ACCEPTED_HEADER`](crate::ACCEPTED_HEADER); elsewhere it is sent with the application's time. Messages without such a
+/// time are requeued as they are.
+///
+/// # Errors
+/// As for [`requeue`].
+pub fn requeue_restamped(directory: impl AsRef<Path>, which: Selection) -> Result<u64, AdminError> {
+    change(directory.as_ref(), |outbox| {
+        outbox.requeue_dead(true, |number, letter| which.takes(number, &letter.outgoing))
+    })
 }
 
 /// Throws dead letters away, for good. Returns how many.
@@ -22,14 +39,15 @@ pub fn requeue(directory: impl AsRef<Path>, which: Selection) -> Result<u64, Adm
 /// # Errors
 /// There is no outbox, a producer has it open, or the disk refused.
 pub fn purge(directory: impl AsRef<Path>, which: Selection) -> Result<u64, AdminError> {
-    change(directory.as_ref(), &which, Mark::Purged)
+    let takes = |number, letter: &DeadLetter| which.takes(number, &letter.outgoing);
+    change(directory.as_ref(), |outbox| outbox.change_dead(Mark::Purged, takes))
 }
 
-fn change(directory: &Path, which: &Selection, mark: Mark) -> Result<u64, AdminError> {
+fn change(directory: &Path, work: impl FnOnce(&Outbox) -> Result<u64, DeadError>) -> Result<u64, AdminError> {
     // Opening would make an outbox where there is none.
     Inspected::at(directory)?;
     let outbox = Outbox::open(&OutboxOptions { as_found: true, ..OutboxOptions::new(directory) })?;
-    let result = outbox.change_dead(mark, |number, letter| which.takes(number, &letter.outgoing));
+    let result = work(&outbox);
     let closed = outbox.close();
     outbox.release();
     let count = result.map_err(|error| AdminError::storage(directory, error))?;
@@ -43,7 +61,6 @@ mod tests {
 
     use super::*;
     use crate::message::{Message, MessageId, Outgoing, Route};
-    use crate::wal::DeadLetter;
 
     /// Tools opened the outbox with the default limits: a dead letter larger than those allow was refused as too large by
     /// the log that it had come from.

@@ -16,7 +16,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use serde::Serialize;
 
-pub use change::{purge, requeue};
+pub use change::{purge, requeue, requeue_restamped};
 pub use check::{Concerned, Finding, FindingKind, Report, Severity, check, check_with};
 pub use look::{dead_letters, inspect, peek};
 pub use repair::{Action, Repair, Step, plan_repair, repair};

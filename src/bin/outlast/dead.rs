@@ -6,7 +6,7 @@ use outlast::Route;
 use outlast::admin::{self, DeadMessage, Selection};
 use serde_json::{Value, json};
 
-use crate::args::{Dead, DeadChange, DeadCommand, DeadList, DeadShow, Which};
+use crate::args::{Dead, DeadChange, DeadCommand, DeadList, DeadRequeue, DeadShow, Which};
 use crate::exit::{Exit, Problem};
 use crate::output::{self, count, counted};
 use crate::peek::{bytes_as_json, content, headers_as_json};
@@ -16,9 +16,12 @@ pub fn run(args: &Dead) -> Result<Exit, Problem> {
     match &args.command {
         DeadCommand::List(args) => list(args),
         DeadCommand::Show(args) => show(args),
-        DeadCommand::Requeue(args) => {
+        DeadCommand::Requeue(DeadRequeue { change: args, restamp }) => {
             let missing = missing(args)?;
-            let changed = admin::requeue(&args.outbox, selection(&args.which)?).map_err(Problem::failed)?;
+            let (outbox, which) = (&args.outbox, selection(&args.which)?);
+            let changed =
+                if *restamp { admin::requeue_restamped(outbox, which) } else { admin::requeue(outbox, which) };
+            let changed = changed.map_err(Problem::failed)?;
             found(changed, &args.which)?;
             output::line(&format!("pending again: {}", counted(changed, "message")))?;
             all_found(&missing)
