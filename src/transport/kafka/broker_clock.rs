@@ -75,8 +75,11 @@ pub(super) struct BrokerClock {
 impl BrokerClock {
     /// What time it is, in milliseconds since 1970.
     pub(super) fn now(&self) -> i64 {
-        let guess = if self.has_guess.load(Ordering::Acquire) { *lock(&self.guess) } else { None };
-        let now = Instant::now();
+        if !self.has_guess.load(Ordering::Acquire) {
+            // librdkafka takes 0 for "now".
+            return clock::unix_millis().max(1);
+        }
+        let (guess, now) = (*lock(&self.guess), Instant::now());
         let time = match guess.filter(|guess| guess.holds(now)) {
             None => clock::unix_millis(),
             Some(guess) => {
@@ -84,7 +87,6 @@ impl BrokerClock {
                 guess.broker.saturating_add(since)
             }
         };
-        // librdkafka takes 0 for "now".
         time.max(1)
     }
 

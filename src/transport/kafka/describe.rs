@@ -46,12 +46,17 @@ impl Drop for Question {
 }
 
 impl Question {
-    /// Asks for the settings of some topics. Does not block. `None`: a name has a NUL, or librdkafka is out of memory.
+    /// Asks for the settings of some topics. Does not block. `None`: a name is empty or has a NUL, or librdkafka is out of
+    /// memory.
     pub(super) fn ask(instance: &Arc<Instance>, topics: &[&str]) -> Option<Self> {
+        if topics.iter().any(|name| name.is_empty()) {
+            return None;
+        }
         let names = topics.iter().map(|name| CString::new(*name)).collect::<Result<Vec<_>, _>>().ok()?;
         let client = instance.client().native_ptr();
         // SAFETY: the client lives as long as the instance, which the question keeps. librdkafka copies the names, the
-        // resources and the options; all of them are destroyed here, once, and the queue in `drop`.
+        // resources and the options; all of them are destroyed here, once, and the queue in `drop`. It makes a resource of
+        // every name that is not empty.
         unsafe {
             let queue = rd_kafka_queue_new(client);
             if queue.is_null() {

@@ -61,6 +61,13 @@ fn tick(shared: &Arc<Shared>, now: Instant, unanswered: &mut u32, inquiries: &mu
         *inquiries = Inquiries::default();
         return ASK_WHILE_DOWN;
     };
+    let is_stalled = instance.book().is_stalled(STALLED);
+    if is_stalled && instance.book().is_overdue(&shared.times) {
+        // In an outage librdkafka keeps what it has, with the times that it has.
+        let text = "messages it owns have got so old that they need another time";
+        instance.give_up(Failure::new(Class::Fatal, Scope::Transport, text));
+        return ASK_WHILE_DOWN;
+    }
     inquiries.collect(shared, &instance);
     let topics = shared.topics.sweep(now);
     let mut wait = STALLED / 2;
@@ -89,12 +96,6 @@ fn tick(shared: &Arc<Shared>, now: Instant, unanswered: &mut u32, inquiries: &mu
         wait = wait.min(topic.state().ask_at.saturating_duration_since(now));
     }
     wait = wait.min(inquiries.ask(shared, &instance, &topics, now));
-    let is_stalled = instance.book().is_stalled(STALLED);
-    if is_stalled && instance.book().is_overdue(&shared.times) {
-        let text = "messages it owns have got so old that they need another time";
-        instance.give_up(Failure::new(Class::Fatal, Scope::Transport, text));
-        return ASK_WHILE_DOWN;
-    }
     let doubtful = shared.take_doubt() || !shared.link.is_up() || is_stalled;
     if doubtful && !asked && !ping(shared, &instance, unanswered) {
         return ASK_WHILE_DOWN;

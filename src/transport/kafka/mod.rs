@@ -11,7 +11,7 @@
 //! request in flight, which is why more are refused, no broker answers so: it remembers the last five batches of a
 //! producer together with their offsets, and returns those.
 //!
-//! Which time a record is sent with is decided in one place ([`times`]), by the topic's settings ([`inquiries`]).
+//! Which time a record is sent with is decided in one place (`times`), by the topic's settings (`inquiries`).
 //!
 //! Threads: librdkafka's own, its event thread (reports), `outlast-kafka-meta` (asks about topics, hands over what
 //! waited), `outlast-kafka-keep` (rebuilds), and, when needed, `outlast-kafka-solo` and, while a producer is being

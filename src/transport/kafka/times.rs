@@ -31,7 +31,7 @@ const MOST_NOTES: usize = 1_000;
 const NEAR: i64 = 10_000;
 /// A time of now that was under way for so long, in milliseconds, may be refused for that alone.
 const UNDER_WAY: i64 = 2_000;
-/// For so long after it held a message back, a topic's settings are read more often: somebody may be changing them.
+/// For so long after it held a message back, a topic's settings are read more often: an operator may be changing them.
 const HELD_OF_LATE: Duration = Duration::from_secs(60);
 
 /// What becomes of a message whose time the application gave, and the topic's settings are against: the broker would

@@ -73,7 +73,7 @@ fn a_topic_whose_settings_cannot_be_read_leaves_the_time_and_health_says_so() {
     times.fail("not authorized".to_owned(), Why::Refused);
     let old = message(60_000, false);
     assert_eq!(times.stamp(&common, &message(0, false)).accepted, None);
-    assert!(common.alerts().is_empty(), "a time of now matters to nobody");
+    assert!(common.alerts().is_empty(), "a time of now matters to no topic");
     assert_eq!(times.stamp(&common, &old).accepted, None);
     assert!(common.alerts()[0].contains("not authorized"), "{:?}", common.alerts());
     assert!(times.hold(&common, &message(60_000, true)).is_none());
