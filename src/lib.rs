@@ -164,7 +164,9 @@ pub mod internals {
 
 pub use config::{Config, ConfigError, Mode, OnPoison, Order, RouteConfig, TransportConfig};
 pub use error::{SendError, SendErrorKind};
-pub use message::{Body, Header, ID_HEADER, Lane, Message, MessageId, Outgoing, ParseMessageIdError, Position, Route};
+pub use message::{
+    ACCEPTED_HEADER, Body, Header, ID_HEADER, Lane, Message, MessageId, Outgoing, ParseMessageIdError, Position, Route,
+};
 pub use producer::{
     Builder, CloseError, Closed, Events, NotDrained, OpenError, OpenErrorKind, Producer, SendAllError, SendFuture,
 };

@@ -15,6 +15,14 @@ use xxhash_rust::xxh3::Xxh3;
 /// A message that brings a header or field of this name is refused: the name is the library's.
 pub const ID_HEADER: &str = "outlast-id";
 
+/// The name of the Kafka header that carries the time of a message whose record has another: the time of delivery.
+///
+/// In milliseconds since 1970, in decimal digits. Only such records have it: the topic's settings would have had the
+/// broker refuse the message's own time, or delete the record soon. The time is that of acceptance, or, where the
+/// application gave one and `expired-times=restamp` or `dead requeue --restamp` gave it up, the application's. A message
+/// that brings a header or field of this name is refused: the name is the library's.
+pub const ACCEPTED_HEADER: &str = "outlast-accepted";
+
 /// A message's identity: the same in every attempt, so a duplicate can be told from a second message.
 ///
 /// 128 bits: the incarnation of the outbox that accepted it, drawn at random at each open, and a number
@@ -101,7 +109,7 @@ impl<'de> Deserialize<'de> for MessageId {
 /// A header: a name and a value, which may be null.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// The name; not empty, not [`ID_HEADER`]. Names may repeat.
+    /// The name; not empty, not [`ID_HEADER`] nor [`ACCEPTED_HEADER`]. Names may repeat.
     pub name: Arc<str>,
     /// The value; `None` is Kafka's null, which is not the empty value.
     pub value: Option<Bytes>,
@@ -191,7 +199,8 @@ impl Message {
         self
     }
 
-    /// Adds a header, behind those there are; at most 1,000. The name must not be empty, nor [`ID_HEADER`].
+    /// Adds a header, behind those there are; at most 1,000. The name must not be empty, nor [`ID_HEADER`] or
+    /// [`ACCEPTED_HEADER`].
     pub fn header(mut self, name: impl Into<Arc<str>>, value: impl Into<Bytes>) -> Self {
         self.headers.push(Header { name: name.into(), value: Some(value.into()) });
         self
@@ -203,7 +212,10 @@ impl Message {
         self
     }
 
-    /// Sets the timestamp, in milliseconds since 1970; without it the time of acceptance is stamped.
+    /// Sets the timestamp, in milliseconds since 1970; without it the time of acceptance is stamped, and the time of
+    /// delivery takes its place where the topic's settings are against it. One that is set stays; where a Kafka topic
+    /// is against it, the option `expired-times` chooses (see `outlast::transport::kafka::ExpiredTimes`): by default
+    /// the message waits.
     pub fn timestamp(mut self, unix_millis: i64) -> Self {
         self.timestamp = Some(unix_millis);
         self

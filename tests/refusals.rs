@@ -53,6 +53,8 @@ fn a_message_that_cannot_be_sent_comes_back_with_its_id_and_a_reason() {
         (Message::to("orders").header("", "x"), "name"),
         (Message::to("orders").header("a", "1").null_header(""), "name"),
         (Message::to("orders").fields([("outlast-id", "x")]), "outlast-id"),
+        (Message::to("orders").header("outlast-accepted", "1"), "outlast-accepted"),
+        (Message::to("orders").fields([("outlast-accepted", "1")]), "outlast-accepted"),
         (Message::to("orders").partition(-1), "partition"),
     ];
     for (message, part) in invalid {

@@ -5,26 +5,56 @@ use std::time::Duration;
 
 use super::{AdminError, Selection};
 use crate::file_size;
-use crate::outbox::{Inspected, Outbox, OutboxOptions};
-use crate::wal::Mark;
+use crate::outbox::{DeadError, Inspected, Outbox, OutboxOptions};
+use crate::wal::{DeadLetter, Mark};
+
+/// How [`requeue_with`] goes about it. The default waits for no producer and changes no time.
+#[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
+pub struct RequeueOptions {
+    /// How long to wait for a producer that has the outbox open to close it. Default: not at all.
+    pub lock_wait: Duration,
+    /// For messages whose times the broker refused: a time that the application gave
+    /// ([`Message::timestamp`](crate::Message::timestamp)) counts as the library's own from now on. Where the topic's
+    /// settings are against it, the record is sent with the time of delivery, and the application's time is in its header
+    /// [`ACCEPTED_HEADER`](crate::ACCEPTED_HEADER); elsewhere it is sent with the application's time. Messages without such
+    /// a time are requeued as they are. Default: `false`.
+    pub restamp: bool,
+}
+
+impl RequeueOptions {
+    /// Waits up to `wait` for a producer that has the outbox open.
+    pub fn lock_wait(mut self, wait: Duration) -> Self {
+        self.lock_wait = wait;
+        self
+    }
+
+    /// Says whether an application's times may give way.
+    pub fn restamp(mut self, restamp: bool) -> Self {
+        self.restamp = restamp;
+        self
+    }
+}
 
 /// Sends dead letters again: each is appended to the outbox anew, with its message id, behind everything pending, and
-/// taken out of the dead letters once the disk has that. The next producer on the outbox delivers them.
+/// taken out of the dead letters once the disk has that. They are appended in the order in which they were stored once,
+/// whatever the selection names first. The next producer on the outbox delivers them.
 ///
 /// Returns how many. A crash half-way may leave a message in both places: it is delivered twice, under one id.
 ///
 /// # Errors
 /// There is no outbox, a producer has it open, or the disk refused: what was requeued until then stays so.
 pub fn requeue(directory: impl AsRef<Path>, which: Selection) -> Result<u64, AdminError> {
-    requeue_with(directory, which, Duration::ZERO)
+    requeue_with(directory, which, RequeueOptions::default())
 }
 
-/// As [`requeue`], and waits up to `lock_wait` for a producer that has the outbox open to close it.
+/// As [`requeue`], with options.
 ///
 /// # Errors
-/// As `requeue`; a producer has it open for longer than that.
-pub fn requeue_with(directory: impl AsRef<Path>, which: Selection, lock_wait: Duration) -> Result<u64, AdminError> {
-    change(directory.as_ref(), &which, Mark::Requeued, lock_wait)
+/// As `requeue`; a producer has the outbox open for longer than is waited for.
+pub fn requeue_with(directory: impl AsRef<Path>, which: Selection, options: RequeueOptions) -> Result<u64, AdminError> {
+    let takes = |number, letter: &DeadLetter| which.takes(number, &letter.outgoing);
+    change(directory.as_ref(), options.lock_wait, |outbox| outbox.requeue_dead(options.restamp, takes))
 }
 
 /// Throws dead letters away, for good. Returns how many.
@@ -40,18 +70,27 @@ pub fn purge(directory: impl AsRef<Path>, which: Selection) -> Result<u64, Admin
 /// # Errors
 /// As `purge`; a producer has it open for longer than that.
 pub fn purge_with(directory: impl AsRef<Path>, which: Selection, lock_wait: Duration) -> Result<u64, AdminError> {
-    change(directory.as_ref(), &which, Mark::Purged, lock_wait)
+    let takes = |number, letter: &DeadLetter| which.takes(number, &letter.outgoing);
+    change(directory.as_ref(), lock_wait, |outbox| outbox.change_dead(Mark::Purged, takes))
 }
 
-fn change(directory: &Path, which: &Selection, mark: Mark, lock_wait: Duration) -> Result<u64, AdminError> {
-    file_size::shielded(|| change_here(directory, which, mark, lock_wait))
+fn change(
+    directory: &Path,
+    lock_wait: Duration,
+    work: impl FnOnce(&Outbox) -> Result<u64, DeadError> + Send,
+) -> Result<u64, AdminError> {
+    file_size::shielded(|| change_here(directory, lock_wait, work))
 }
 
-fn change_here(directory: &Path, which: &Selection, mark: Mark, lock_wait: Duration) -> Result<u64, AdminError> {
+fn change_here(
+    directory: &Path,
+    lock_wait: Duration,
+    work: impl FnOnce(&Outbox) -> Result<u64, DeadError> + Send,
+) -> Result<u64, AdminError> {
     // Opening would make an outbox where there is none.
     Inspected::at(directory)?;
     let outbox = Outbox::open(&OutboxOptions { as_found: true, lock_wait, ..OutboxOptions::new(directory) })?;
-    let result = outbox.change_dead(mark, |number, letter| which.takes(number, &letter.outgoing));
+    let result = work(&outbox);
     let closed = outbox.close();
     outbox.release();
     let count = result.map_err(|error| AdminError::storage(directory, error))?;
@@ -65,7 +104,6 @@ mod tests {
 
     use super::*;
     use crate::message::{Message, MessageId, Outgoing, Route};
-    use crate::wal::DeadLetter;
 
     /// Tools opened the outbox with the default limits: a dead letter larger than those allow was refused as too large by
     /// the log that it had come from.

@@ -16,7 +16,7 @@ use std::time::SystemTime;
 use bytes::Bytes;
 use serde::Serialize;
 
-pub use change::{purge, purge_with, requeue, requeue_with};
+pub use change::{RequeueOptions, purge, purge_with, requeue, requeue_with};
 pub use check::{Concerned, Finding, FindingKind, Report, Severity, check, check_with};
 pub use look::{dead_letters, each_dead_letter, inspect, peek};
 pub use repair::{Action, Repair, Step, plan_repair, plan_repair_with, repair, repair_with};

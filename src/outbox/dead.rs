@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::sync::mpsc;
 
 use super::{AppendResult, Outbox, damaged};
-use crate::wal::{Damage, DeadLetter, Entry, EntryRef, Lsn, Mark, RouteTotal, Settled, Step, WalError};
+use crate::wal::{Damage, DeadLetter, Entry, EntryRef, Lsn, Mark, Place, RouteTotal, Settled, Step, WalError};
 
-/// Dead letters that are requeued between two syncs.
+/// Dead letters that are purged between two syncs.
 const BATCH: usize = 256;
 /// Bytes of a reason that are kept: brokers say little, but what they quote may be long, and a dead letter must find room
 /// whatever the reason.
@@ -65,8 +65,12 @@ impl Outbox {
         self.dead.settle(Settled { mark: Mark::Damaged, ranges: Vec::new(), totals: Vec::new() });
     }
 
-    /// Requeues ([`Mark::Requeued`]) or purges the dead letters that `takes` takes; returns how many.
+    /// Requeues ([`Mark::Requeued`], in the order in which the messages were stored) or purges the dead letters that
+    /// `takes` takes; returns how many.
     pub fn change_dead(&self, mark: Mark, takes: impl Fn(Lsn, &DeadLetter) -> bool) -> Result<u64, DeadError> {
+        if mark == Mark::Requeued {
+            return self.requeue_dead(false, takes);
+        }
         let mut count = 0;
         let mut batch: Vec<(Lsn, DeadLetter)> = Vec::new();
         self.each_dead(|number, letter| {
@@ -86,6 +90,14 @@ impl Outbox {
 
     /// Each dead letter that there was at the opening or that came since, with its number among them.
     pub fn each_dead(&self, mut each: impl FnMut(Lsn, DeadLetter) -> Result<(), DeadError>) -> Result<(), DeadError> {
+        self.each_dead_at(|number, _, letter| each(number, letter))
+    }
+
+    /// The same with the place of each.
+    pub(super) fn each_dead_at(
+        &self,
+        mut each: impl FnMut(Lsn, Place, DeadLetter) -> Result<(), DeadError>,
+    ) -> Result<(), DeadError> {
         let settled = &self.dead_settled;
         let reader = self.dead.reader();
         let mut cursor = reader.seek(settled.prefix() + 1, None)?;
@@ -96,7 +108,7 @@ impl Outbox {
                         if let Entry::Dead(letter) = record.body
                             && !settled.contains(record.lsn)
                         {
-                            each(record.lsn, letter)?;
+                            each(record.lsn, record.place, letter)?;
                         }
                     }
                 }
@@ -107,7 +119,7 @@ impl Outbox {
         }
     }
 
-    fn change_batch(&self, mark: Mark, mut batch: Vec<(Lsn, DeadLetter)>) -> Result<(), DeadError> {
+    pub(super) fn change_batch(&self, mark: Mark, mut batch: Vec<(Lsn, DeadLetter)>) -> Result<(), DeadError> {
         let failed = if mark == Mark::Requeued { self.append_again(&mut batch) } else { None };
         for (number, letter) in batch {
             let bytes = letter.outgoing.message.size() as u64;

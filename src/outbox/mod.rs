@@ -21,6 +21,7 @@ mod mend;
 mod open;
 #[cfg(feature = "testing")]
 pub mod probe;
+mod requeue;
 mod scan;
 mod settling;
 mod sizes;

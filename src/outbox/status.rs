@@ -137,6 +137,8 @@ pub struct Status {
     pub routes: Vec<RouteStatus>,
     /// The transports.
     pub transports: Vec<TransportStatus>,
+    /// What the transports have to say although nothing waits for it, one line each.
+    pub notes: Vec<String>,
     /// Dead letters.
     pub dead: Tally,
     /// Messages that cannot be read and were set aside.
@@ -168,6 +170,7 @@ impl Status {
             parts.push(waiting);
             lines.push(about(&route.destination, &parts.join("; ")));
         }
+        lines.extend(self.notes.iter().cloned());
         if self.dead.count > 0 {
             lines.push(format!("dead letters: {} ({} bytes)", grouped(self.dead.count), grouped(self.dead.bytes)));
         }

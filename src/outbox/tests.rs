@@ -215,6 +215,43 @@ fn a_dead_letter_that_cannot_be_requeued_does_not_double_the_others() {
     assert_eq!(bench.outbox.first_pending(), 4);
 }
 
+/// What a fault of the route had buried together was buried in any order, and pending again in that order: the order of
+/// each key was lost.
+#[test]
+fn dead_letters_are_requeued_in_the_order_in_which_they_were_stored() {
+    // As many at a time as there are, and fewer: then their log is read several times.
+    for sorted in [1_000, 2] {
+        let bench = Bench::new(false);
+        let lsns: Vec<(u64, Lsn)> = (1..=7).map(|number| (number, bench.store(number, 10))).collect();
+        bench.work();
+        for at in [3, 6, 0, 5, 1, 4, 2] {
+            let (number, lsn) = lsns[at];
+            assert_eq!(bench.bury(lsn, &outgoing(number, 10), "no"), Some(true));
+        }
+        let done = bench.outbox.requeue_sorted(false, sorted, &|_, letter| letter.lsn != lsns[3].1);
+        assert_eq!(done.expect("requeued"), 6);
+        bench.work();
+        assert_eq!((bench.pending(), bench.outbox.snapshot().dead.0), (6, 1));
+        let read = |lsn| bench.outbox.read(lsn, None).expect("readable").expect("there").id.number();
+        assert_eq!((8..14).map(read).collect::<Vec<_>>(), [1, 2, 3, 5, 6, 7]);
+    }
+}
+
+/// The broker refused the application's time: from now on it counts as the library's, which gives way.
+#[test]
+fn a_restamped_letter_keeps_its_time_as_one_of_the_librarys() {
+    let bench = Bench::new(false);
+    let lsn = bench.store(1, 10);
+    bench.work();
+    let mut given = outgoing(1, 10);
+    (given.timestamp, given.message.timestamp) = (1_234, Some(1_234));
+    assert_eq!(bench.bury(lsn, &given, "no"), Some(true));
+    assert_eq!(bench.outbox.requeue_dead(true, |_, _| true).expect("requeued"), 1);
+    bench.work();
+    let read = bench.outbox.read(2, None).expect("readable").expect("there");
+    assert_eq!((read.timestamp, read.message.timestamp), (1_234, None));
+}
+
 /// The reason was as long as the broker had made it, and the dead letters' segments had no room for it beside a large message:
 /// it could not be buried, and stopped its lane.
 #[test]

@@ -15,7 +15,7 @@ use crate::config::{Config, MAX_FIELDS, MAX_HEADERS, Mode, Order};
 use crate::drainer::{Dispatcher, Verdict};
 use crate::error::{SendError, SendErrorKind};
 use crate::forked::Maker;
-use crate::message::{Body, ID_HEADER, Lane, Message, Outgoing, Route};
+use crate::message::{ACCEPTED_HEADER, Body, ID_HEADER, Lane, Message, Outgoing, Route};
 use crate::outbox::{NoRoom, Outbox, Reservation, Share, StatusFile};
 use crate::stats::Event;
 
@@ -292,8 +292,8 @@ fn check(message: &Message) -> Result<(), String> {
         if header.name.is_empty() {
             return Err("a header without a name".into());
         }
-        if &*header.name == ID_HEADER {
-            return Err(format!("a header of the name `{ID_HEADER}`, which carries the message id"));
+        if let Some((name, what)) = reserved(header.name.as_bytes()) {
+            return Err(format!("a header of the name `{name}`, which carries {what}"));
         }
     }
     if let Body::Fields(fields) = &message.body
@@ -302,14 +302,20 @@ fn check(message: &Message) -> Result<(), String> {
         return Err(format!("{} fields; at most {MAX_FIELDS}", fields.len()));
     }
     if let Body::Fields(fields) = &message.body
-        && fields.iter().any(|(name, _)| &name[..] == ID_HEADER.as_bytes())
+        && let Some((name, what)) = fields.iter().find_map(|(name, _)| reserved(name))
     {
-        return Err(format!("a field of the name `{ID_HEADER}`, which carries the message id"));
+        return Err(format!("a field of the name `{name}`, which carries {what}"));
     }
     if message.partition.is_some_and(|partition| partition < 0) {
         return Err("a partition below 0; leave it out for the partitioner to choose".into());
     }
     Ok(())
+}
+
+/// The name, if it is one that the library keeps to itself, and what it carries.
+fn reserved(name: &[u8]) -> Option<(&'static str, &'static str)> {
+    const NAMES: [(&str, &str); 2] = [(ID_HEADER, "the message id"), (ACCEPTED_HEADER, "the time of acceptance")];
+    NAMES.into_iter().find(|(reserved, _)| reserved.as_bytes() == name)
 }
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

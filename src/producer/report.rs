@@ -106,10 +106,7 @@ impl Core {
         for transport in stats.transports.iter().filter(|transport| !transport.up) {
             alerts.push(about(&transport.name, transport.reason.as_deref().unwrap_or("down")));
         }
-        for line in &self.lines {
-            let warnings = line.dispatcher.transport().warnings();
-            alerts.extend(warnings.iter().map(|warning| about(&line.name, warning)));
-        }
+        alerts.extend(self.transport_alerts());
         for route in &stats.routes {
             if let Some(blocked) = route.blocked.as_ref().filter(|blocked| blocked.class != Class::Transient) {
                 alerts.push(format!("{}: {}; {} waiting", route.route, blocked.reason, blocked.waiting));
@@ -135,6 +132,15 @@ impl Core {
             alerts.push(format!("{} dead letters", stats.dead));
         }
         Health { alerts }
+    }
+
+    /// What the transports have to say although messages are taken.
+    fn transport_alerts(&self) -> Vec<String> {
+        let of = |line: &Line| {
+            let alerts = line.dispatcher.transport().alerts();
+            alerts.iter().map(|alert| about(&line.name, alert)).collect::<Vec<_>>()
+        };
+        self.lines.iter().flat_map(of).collect()
     }
 
     /// Brings the file `status` up to date, at most once a second.
@@ -186,6 +192,7 @@ impl Core {
                     }),
                 })
                 .collect(),
+            notes: self.transport_alerts(),
             dead: Tally { count: stats.dead, bytes: stats.dead_bytes },
             set_aside: stats.set_aside,
             ledger: LedgerStatus::from(&snapshot.ledger),

@@ -72,16 +72,17 @@ pub trait Transport: Send + Sync + 'static {
     /// A panic is caught and logged; a message whose ticket goes down with it counts as lost by the transport.
     fn submit(&self, handover: Handover) -> Result<(), Refused>;
 
+    /// What an operator should know although messages are taken, one line each, without secrets and without the
+    /// transport's name: a renewed certificate that cannot be read, say. Shown in [`Health`](crate::Health) for as long as it
+    /// is returned. Must not block.
+    fn alerts(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Hands everything back that is owned, reported as failed ([`Class::Fatal`]): so much of it belongs to partitions that
     /// hang that little else can be sent. Called from the drainer's thread, and rarely; the reports may come later. A
     /// transport that has no partitions, or of which none can hang, has nothing to do.
     fn hand_back(&self) {}
-
-    /// What an operator should know although messages are taken, one line each, without secrets: a renewed certificate
-    /// that cannot be read, say. Shown in [`Health`](crate::Health) for as long as it is returned. Must not block.
-    fn warnings(&self) -> Vec<String> {
-        Vec::new()
-    }
 
     /// Stops: reports what can be within `grace`, everything else as failed. Nothing is submitted afterwards.
     /// Blocks for `grace` at most, and a little for the threads to end.

@@ -253,8 +253,9 @@ pub enum DeadCommand {
     List(DeadList),
     /// Everything about some of them
     Show(DeadShow),
-    /// Make them pending again, behind what is pending now; not beside a running producer
-    Requeue(DeadChange),
+    /// Make them pending again, behind what is pending now, in the order in which they were sent; not beside a running
+    /// producer
+    Requeue(DeadRequeue),
     /// Throw them away for good; not beside a running producer
     Purge(DeadChange),
 }
@@ -291,6 +292,16 @@ pub struct DeadChange {
     pub which: Which,
     #[command(flatten)]
     pub lock: LockWait,
+}
+
+#[derive(clap::Args)]
+pub struct DeadRequeue {
+    #[command(flatten)]
+    pub change: DeadChange,
+    /// Where a Kafka topic refuses a time that the application gave, send the time of delivery; the application's goes
+    /// into the header outlast-accepted
+    #[arg(long)]
+    pub restamp: bool,
 }
 
 #[derive(clap::Args)]

@@ -3,10 +3,10 @@
 use std::collections::{HashMap, HashSet};
 
 use outlast::Route;
-use outlast::admin::{self, DeadMessage, Selection};
+use outlast::admin::{self, DeadMessage, RequeueOptions, Selection};
 use serde_json::{Value, json};
 
-use crate::args::{Dead, DeadChange, DeadCommand, DeadList, DeadShow, Which};
+use crate::args::{Dead, DeadChange, DeadCommand, DeadList, DeadRequeue, DeadShow, Which};
 use crate::exit::{Exit, Problem};
 use crate::output::{self, count, counted};
 use crate::peek::{bytes_as_json, content, headers_as_json};
@@ -16,10 +16,11 @@ pub fn run(args: &Dead) -> Result<Exit, Problem> {
     match &args.command {
         DeadCommand::List(args) => list(args),
         DeadCommand::Show(args) => show(args),
-        DeadCommand::Requeue(args) => {
+        DeadCommand::Requeue(DeadRequeue { change: args, restamp }) => {
             let missing = missing(args)?;
-            let changed = admin::requeue_with(&args.outbox, selection(&args.which)?, args.lock.lock_wait)
-                .map_err(Problem::failed)?;
+            let options = RequeueOptions::default().lock_wait(args.lock.lock_wait).restamp(*restamp);
+            let changed =
+                admin::requeue_with(&args.outbox, selection(&args.which)?, options).map_err(Problem::failed)?;
             found(changed, &args.which)?;
             output::line(&format!("pending again: {}", counted(changed, "message")))?;
             all_found(&missing)

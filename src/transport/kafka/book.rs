@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::share::Share;
+use super::times::{Stamped, Times};
 use crate::transport::{Failure, Ticket};
 
 /// Locks, and goes on after a panic elsewhere: what these locks guard is changed in single steps.
@@ -30,6 +31,7 @@ struct Owned {
     ticket: Ticket,
     share: Arc<Share>,
     bytes: usize,
+    stamped: Stamped,
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +58,8 @@ pub(super) struct Book {
     /// Messages that were refused as too large, and their bytes.
     too_large: AtomicUsize,
     too_large_bytes: AtomicUsize,
+    /// The time that a broker refused last.
+    refused_time: Mutex<Option<Stamped>>,
 }
 
 impl Book {
@@ -71,6 +75,7 @@ impl Book {
             has_delivered: AtomicBool::new(false),
             too_large: AtomicUsize::new(0),
             too_large_bytes: AtomicUsize::new(0),
+            refused_time: Mutex::default(),
         }
     }
 
@@ -84,9 +89,16 @@ impl Book {
     }
 
     /// Enters a message; the number goes to librdkafka with it.
-    pub(super) fn enter(&self, ticket: Ticket, share: &Arc<Share>, bytes: usize, now: Instant) -> usize {
+    pub(super) fn enter(
+        &self,
+        ticket: Ticket,
+        share: &Arc<Share>,
+        bytes: usize,
+        stamped: Stamped,
+        now: Instant,
+    ) -> usize {
         share.enter(bytes, self.is_producing(), now);
-        let owned = Owned { ticket, share: Arc::clone(share), bytes };
+        let owned = Owned { ticket, share: Arc::clone(share), bytes, stamped };
         let mut slots = lock(&self.slots);
         if slots.taken == 0 {
             slots.moved = Some(now);
@@ -140,6 +152,23 @@ impl Book {
     /// How many messages were refused as too large, and how many bytes they have together.
     pub(super) fn too_large(&self) -> (usize, usize) {
         (self.too_large.load(Ordering::Relaxed), self.too_large_bytes.load(Ordering::Relaxed))
+    }
+
+    /// Notes that a broker refused a message for its time, before it is settled.
+    pub(super) fn refused_for_its_time(&self, slot: usize) {
+        let stamped = lock(&self.slots).slots.get(slot).and_then(Option::as_ref).map(|owned| owned.stamped);
+        *lock(&self.refused_time) = stamped;
+    }
+
+    /// The time that a broker refused last.
+    pub(super) fn refused_time(&self) -> Option<Stamped> {
+        *lock(&self.refused_time)
+    }
+
+    /// Whether a message is owned that should be sent with another time by now.
+    pub(super) fn is_overdue(&self, common: &Times) -> bool {
+        let slots = lock(&self.slots);
+        slots.slots.iter().flatten().any(|owned| owned.share.times().is_overdue(common, owned.stamped))
     }
 
     fn take(&self, slot: usize, now: Instant) -> Option<Owned> {

@@ -21,6 +21,7 @@ use super::ffi;
 use super::fixed::check_fixed;
 use super::partitioner::Partitioner;
 use super::security::check_security;
+use super::times::{self, ExpiredTimes};
 use crate::transport::near::near;
 use crate::transport::{BrokerUrl, StartError};
 
@@ -51,7 +52,8 @@ pub struct KafkaConfig {
     /// The brokers to ask first, each `host:port` (the port defaults to 9092).
     pub brokers: Vec<String>,
     /// librdkafka's properties, by name: `security.protocol`, `sasl.password`, `compression.type`, `linger.ms`, …
-    /// `partitioner` is computed by this crate, to librdkafka's results.
+    /// `partitioner` is computed by this crate, to librdkafka's results. One option is this crate's own:
+    /// `expired-times`, see [`expired_times`](Self::expired_times).
     #[serde(default)]
     pub options: BTreeMap<String, String>,
     /// A file whose first line is the password (`sasl.password`), which is then no option. Default: none. Like the files
@@ -91,6 +93,12 @@ impl KafkaConfig {
             }
         }
         Ok(config)
+    }
+
+    /// What becomes of a message whose time the application gave, and the topic's settings are against; the option
+    /// `expired-times`. Default: [`ExpiredTimes::Hold`].
+    pub fn expired_times(self, choice: ExpiredTimes) -> Self {
+        self.option(times::OPTION, choice.name())
     }
 
     /// Sets one of librdkafka's properties.
@@ -144,7 +152,7 @@ fn is_harmless(name: &str) -> bool {
         "security.protocol",
         "socket.timeout.ms",
     ];
-    SHOWN.contains(&name)
+    SHOWN.contains(&name) || name == times::OPTION
 }
 
 /// A checked configuration, ready to make instances of.
@@ -157,6 +165,7 @@ pub(super) struct Settings {
     own_queue_kbytes: Option<usize>,
     pub(super) batch_size: usize,
     pub(super) partitioner: Partitioner,
+    pub(super) expired_times: ExpiredTimes,
     pub(super) sticky_linger: Duration,
     pub(super) request_timeout: Duration,
     secrets: Vec<String>,
@@ -183,6 +192,7 @@ impl Settings {
                 ))
             })?,
         };
+        let expired_times = options.get(times::OPTION).map(|value| ExpiredTimes::parse(value)).transpose()?;
         let brokers = config.brokers.join(",");
         let settings = Self {
             client: client_config(config),
@@ -191,6 +201,7 @@ impl Settings {
             own_queue_kbytes: size("queue.buffering.max.kbytes"),
             batch_size: size("batch.size").unwrap_or(BATCH_SIZE),
             partitioner,
+            expired_times: expired_times.unwrap_or_default(),
             sticky_linger: number("sticky.partitioning.linger.ms").map_or(STICKY_LINGER, Duration::from_millis),
             request_timeout: number("request.timeout.ms").map_or(REQUEST_TIMEOUT, Duration::from_millis),
             secrets: secrets(options),
@@ -280,7 +291,9 @@ fn client_config(config: &KafkaConfig) -> ClientConfig {
     client.set("socket.keepalive.enable", "true");
     // Disconnects are told through the availability; a line for each idle connection would drown it.
     client.set("log.connection.close", "false");
-    for (name, value) in config.options.iter().filter(|(name, _)| *name != "partitioner") {
+    for (name, value) in
+        config.options.iter().filter(|(name, _)| !["partitioner", times::OPTION].contains(&name.as_str()))
+    {
         client.set(name, value);
     }
     let debugging = config.options.contains_key("debug");

@@ -37,7 +37,9 @@ impl Shared {
         let looked_at = state.waiting.is_empty() || state.aside.is_some();
         // What is too large is reported by the metadata thread, so that what follows on its lane waits behind it.
         let is_too_large = !handover.alone && state.is_too_large(&handover.message, now);
-        if !state.is_ready() || !looked_at || is_too_large {
+        // Likewise.
+        let is_judged = is_too_large || state.hold(&self.times, &handover.message).is_some();
+        if !state.is_ready() || !looked_at || is_judged {
             let first = state.waiting.is_empty() || state.aside.take().is_some();
             state.wait(handover)?;
             if first {
@@ -66,6 +68,9 @@ impl Shared {
         let refuse = |handover, failure| Err(Refused { handover, failure: Arc::new(failure) });
         if !handover.alone && state.is_too_large(&handover.message, now) {
             let failure = too_large(&handover.message, state.refused_size(now).unwrap_or_default());
+            return refuse(handover, failure);
+        }
+        if let Some(failure) = state.hold(&self.times, &handover.message) {
             return refuse(handover, failure);
         }
         let Knowledge::Known(leaders) = &state.knowledge else { return state.wait(handover) };

@@ -23,8 +23,9 @@ use super::log::Log;
 use super::reaper::Reaper;
 use super::share::Share;
 use super::signal::Bell;
+use super::times::{Stamped, Times};
 use super::{classify, ffi};
-use crate::message::{ID_HEADER, Outgoing, Position};
+use crate::message::{ACCEPTED_HEADER, ID_HEADER, Outgoing, Position};
 use crate::transport::{Class, Failure, Handover, Refused, Scope};
 
 /// What an instance tells its owner.
@@ -49,6 +50,8 @@ pub(super) struct Contacts {
     pub(super) bell: Arc<Bell>,
     /// Learns of every acknowledgement.
     pub(super) link: Arc<Link>,
+    /// Says which time a record is sent with.
+    pub(super) times: Arc<Times>,
     /// Destroys the producer in the end.
     pub(super) reaper: Arc<Reaper>,
 }
@@ -120,8 +123,9 @@ impl Instance {
             return Err(Refused { handover, failure: Arc::new(failure) });
         }
         let Handover { message, alone, ticket } = handover;
-        let slot = self.book.enter(ticket, share, message.message.size(), now);
-        let Err((error, _)) = self.producer.send(record(&message, partition, slot)) else {
+        let stamped = share.times().stamp(&self.producer.client().context().contacts.times, &message);
+        let slot = self.book.enter(ticket, share, message.message.size(), stamped, now);
+        let Err((error, _)) = self.producer.send(record(&message, partition, stamped, slot)) else {
             return Ok(());
         };
         let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
@@ -207,17 +211,20 @@ impl Instance {
 
 /// The record of a message. The timestamp is never 0, which librdkafka would take for "now": the transport's
 /// `check` refuses it.
-fn record(outgoing: &Outgoing, partition: i32, slot: usize) -> BaseRecord<'_, [u8], [u8], usize> {
+fn record(outgoing: &Outgoing, partition: i32, stamped: Stamped, slot: usize) -> BaseRecord<'_, [u8], [u8], usize> {
     let message = &outgoing.message;
     let id = outgoing.id.to_bytes();
-    let mut headers = OwnedHeaders::new_with_capacity(message.headers.len() + 1);
+    let mut headers = OwnedHeaders::new_with_capacity(message.headers.len() + 2);
     for header in &message.headers {
         headers = headers.insert(Header { key: &header.name, value: header.value.as_deref() });
     }
     headers = headers.insert(Header { key: ID_HEADER, value: Some(&id[..]) });
+    if let Some(accepted) = stamped.accepted {
+        headers = headers.insert(Header { key: ACCEPTED_HEADER, value: Some(&accepted.to_string()) });
+    }
     let mut record = BaseRecord::with_opaque_to(&outgoing.route.destination, slot)
         .partition(partition)
-        .timestamp(outgoing.timestamp)
+        .timestamp(stamped.time)
         .headers(headers);
     record.key = message.key.as_deref();
     record.payload = message.payload_bytes().map(|payload| &payload[..]);
@@ -364,6 +371,9 @@ impl ProducerContext for Callbacks {
                 let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
                 if classify::is_too_large(code) {
                     self.book.refused_as_too_large(slot);
+                }
+                if code == RDKafkaErrorCode::InvalidTimestamp {
+                    self.book.refused_for_its_time(slot);
                 }
                 let (failure, possibly) = self.failed(code, message);
                 self.give_up(failure.clone());

@@ -9,6 +9,7 @@ use rdkafka::metadata::MetadataTopic;
 
 use super::Shared;
 use super::classify;
+use super::inquiries::Inquiries;
 use super::instance::Instance;
 use super::share::STALLED;
 use super::topics::{Knowledge, Topic};
@@ -43,9 +44,9 @@ const NO_ROOM: Duration = Duration::from_millis(20);
 
 /// Runs until the transport stops.
 pub(super) fn run(shared: &Arc<Shared>) {
-    let mut unanswered = 0;
+    let (mut unanswered, mut inquiries) = (0, Inquiries::default());
     while !shared.is_stopped() {
-        let wait = tick(shared, Instant::now(), &mut unanswered);
+        let wait = tick(shared, Instant::now(), &mut unanswered, &mut inquiries);
         shared.bell.wait(wait);
     }
 }
@@ -54,14 +55,24 @@ pub(super) fn run(shared: &Arc<Shared>) {
 ///
 /// Somebody should ask whether the broker still answers when nothing is acknowledged for [`STALLED`]: a stopped one
 /// keeps its connections. So it is looked at each half of it.
-fn tick(shared: &Arc<Shared>, now: Instant, unanswered: &mut u32) -> Duration {
+fn tick(shared: &Arc<Shared>, now: Instant, unanswered: &mut u32, inquiries: &mut Inquiries) -> Duration {
     let Some(instance) = shared.seat.current() else {
+        // The questions keep the former instance from being destroyed.
+        *inquiries = Inquiries::default();
         return ASK_WHILE_DOWN;
     };
+    let is_stalled = instance.book().is_stalled(STALLED);
+    if is_stalled && instance.book().is_overdue(&shared.times) {
+        // In an outage librdkafka keeps what it has, with the times that it has.
+        let text = "messages it owns have got so old that they need another time";
+        instance.give_up(Failure::new(Class::Fatal, Scope::Transport, text));
+        return ASK_WHILE_DOWN;
+    }
+    inquiries.collect(shared, &instance);
     let topics = shared.topics.sweep(now);
     let mut wait = STALLED / 2;
     let mut asked = false;
-    for topic in topics {
+    for topic in &topics {
         if shared.is_stopped() {
             return Duration::ZERO;
         }
@@ -75,16 +86,17 @@ fn tick(shared: &Arc<Shared>, now: Instant, unanswered: &mut u32) -> Duration {
         };
         if ask_at <= now {
             asked = true;
-            if !ask(shared, &instance, &topic, unanswered) {
+            if !ask(shared, &instance, topic, unanswered) {
                 return ASK_WHILE_DOWN;
             }
         }
-        if !shared.hand_over(&topic, Instant::now()) {
+        if !shared.hand_over(topic, Instant::now()) {
             wait = wait.min(NO_ROOM);
         }
         wait = wait.min(topic.state().ask_at.saturating_duration_since(now));
     }
-    let doubtful = shared.take_doubt() || !shared.link.is_up() || instance.book().is_stalled(STALLED);
+    wait = wait.min(inquiries.ask(shared, &instance, &topics, now));
+    let doubtful = shared.take_doubt() || !shared.link.is_up() || is_stalled;
     if doubtful && !asked && !ping(shared, &instance, unanswered) {
         return ASK_WHILE_DOWN;
     }
@@ -171,6 +183,9 @@ fn found(shared: &Arc<Shared>, instance: &Arc<Instance>, topic: &Topic, describe
     // A partition without a leader gets one soon, as a rule.
     let all_led = leaders.iter().all(|&led| led);
     state.know(leaders);
+    if was_missing {
+        topic.times().forget();
+    }
     state.asked_at = Some(now);
     state.ask_at = now + if all_led { REFRESH } else { RECHECK };
     let shares = state.shares.clone();

@@ -11,18 +11,23 @@
 //! request in flight, which is why more are refused, no broker answers so: it remembers the last five batches of a
 //! producer together with their offsets, and returns those.
 //!
+//! Which time a record is sent with is decided in one place (`times`), by the topic's settings (`inquiries`).
+//!
 //! Threads: librdkafka's own, its event thread (reports), `outlast-kafka-meta` (asks about topics, hands over what
 //! waited), `outlast-kafka-keep` (rebuilds), `outlast-kafka-care` (idle connections, files that change), and, when needed, `outlast-kafka-solo` and, while a producer is being
 //! destroyed, `outlast-kafka-end`.
 
 mod batch;
 mod book;
+mod broker_clock;
 mod classify;
 mod config;
 mod credentials;
+mod describe;
 mod dispatch;
 mod ffi;
 mod fixed;
+mod inquiries;
 mod instance;
 mod keepalive;
 mod link;
@@ -33,11 +38,13 @@ mod partitioner;
 mod reaper;
 mod rebuild;
 mod renewal;
+mod rules;
 mod seat;
 mod security;
 mod share;
 mod signal;
 mod solo;
+mod times;
 mod topics;
 mod upkeep;
 
@@ -62,12 +69,14 @@ use self::renewal::Renewal;
 use self::seat::Seat;
 use self::signal::{Bell, Latch};
 use self::solo::Solo;
+use self::times::Times;
 use self::topics::Topics;
 use super::{Class, Failure, Handover, Limits, Monitor, Refused, Scope, StartError, Transport};
 use crate::clock;
 use crate::message::{Body, Message, Outgoing};
 
 pub use self::config::KafkaConfig;
+pub use self::times::ExpiredTimes;
 
 /// The longest topic name Kafka allows.
 const TOPIC_NAME_MAX: usize = 249;
@@ -86,6 +95,7 @@ struct Shared {
     events: Sender<Event>,
     seat: Seat,
     topics: Topics,
+    times: Arc<Times>,
     link: Arc<Link>,
     solo: Solo,
     batch: BatchSize,
@@ -113,6 +123,7 @@ impl KafkaTransport {
         let (events, inbox) = channel();
         let shared = Shared {
             batch: BatchSize::new(settings.batch_size),
+            times: Arc::new(Times::new(settings.expired_times)),
             settings,
             client: OnceLock::new(),
             events,
@@ -216,16 +227,18 @@ impl Transport for KafkaTransport {
         shared.take(&mut state, handover, now)
     }
 
+    fn alerts(&self) -> Vec<String> {
+        let mut alerts = self.shared.times.alerts();
+        alerts.extend(self.shared.renewal.warning());
+        alerts
+    }
+
     fn hand_back(&self) {
         if let Some(instance) = self.shared.seat.current() {
             // The keeper hears of it, and rebuilds.
             let text = "partitions that keep what they own have taken too much of the window";
             instance.give_up(Failure::new(Class::Fatal, Scope::Transport, text));
         }
-    }
-
-    fn warnings(&self) -> Vec<String> {
-        self.shared.renewal.warning().into_iter().collect()
     }
 
     fn close(&self, grace: Duration) {
@@ -324,6 +337,7 @@ impl Shared {
             events: self.events.clone(),
             bell: Arc::clone(&self.bell),
             link: Arc::clone(&self.link),
+            times: Arc::clone(&self.times),
             reaper: Arc::clone(&self.reaper),
         }
     }

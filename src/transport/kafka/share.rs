@@ -1,9 +1,10 @@
 //! What one partition owns, and what is known of its broker: how far it may be trusted with more.
 
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use super::times::TopicTimes;
 use crate::config::{PARTITION_BYTES as BYTES, PARTITION_MESSAGES as MESSAGES};
 
 /// Without a report for so long while something is owned, messages without a key go elsewhere, and the cluster is
@@ -32,9 +33,21 @@ pub(super) struct Share {
     proven_at: AtomicU64,
     /// When something was last reported on, or entered while nothing was owned.
     moved_at: AtomicU64,
+    /// What is known of its topic's settings on times.
+    times: Arc<TopicTimes>,
 }
 
 impl Share {
+    /// The account of a partition of a topic, from nothing.
+    pub(super) fn of(times: &Arc<TopicTimes>) -> Self {
+        Self { times: Arc::clone(times), ..Self::default() }
+    }
+
+    /// What is known of its topic's settings on times.
+    pub(super) fn times(&self) -> &TopicTimes {
+        &self.times
+    }
+
     /// Whether another message of `bytes` would go beyond the limits. The first one always fits.
     pub(super) fn is_full(&self, bytes: usize) -> bool {
         let messages = self.messages.load(Ordering::Relaxed);

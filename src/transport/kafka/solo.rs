@@ -15,6 +15,7 @@ use super::book::lock;
 use super::instance::{Instance, closed};
 use super::rebuild;
 use super::share::Share;
+use super::times::Stamped;
 use crate::transport::{Class, Failure, Handover, Outcome, Recipient, Refused, Scope, Ticket};
 
 /// An instance that had nothing to do for so long is closed.
@@ -221,7 +222,7 @@ fn try_alone(shared: &Shared, place: &mut Option<Instance>, job: &Job) -> (Outco
         fatal_since.set(fatal());
         shared.is_stopped() || fatal_since.get().is_some_and(|since| since.elapsed() >= REPORT)
     });
-    let (mut given_up_for, mut too_large) = (None, false);
+    let (mut given_up_for, mut too_large, mut refused_time) = (None, false, None);
     if let Some(Outcome::Delivered(_)) = verdict {
         *place = Some(instance);
     } else {
@@ -232,8 +233,9 @@ fn try_alone(shared: &Shared, place: &mut Option<Instance>, job: &Job) -> (Outco
         given_up_for = instance.book().given_up();
         rebuild::retire(shared, &instance);
         too_large = instance.book().too_large().0 > 0;
+        refused_time = instance.book().refused_time();
     }
-    match (verdict, lock(&watch.outcome).take()) {
+    let (outcome, too_large) = match (verdict, lock(&watch.outcome).take()) {
         (Some(verdict), _) => (verdict, too_large),
         // Retiring the instance made librdkafka hand the message back; that is not why it failed.
         (None, Some(Outcome::Failed { possibly_delivered, .. })) => {
@@ -243,6 +245,17 @@ fn try_alone(shared: &Shared, place: &mut Option<Instance>, job: &Job) -> (Outco
         (None, Some(delivered @ Outcome::Delivered(_))) => (delivered, false),
         // Whatever became of it, librdkafka had it.
         (None, None) => failed("the message tried by itself was not reported on".to_owned(), true),
+    };
+    (judge_time(shared, job, outcome, refused_time), too_large)
+}
+
+/// A time that the library chose says nothing about the message: it is tried with another.
+fn judge_time(shared: &Shared, job: &Job, verdict: Outcome, refused: Option<Stamped>) -> Outcome {
+    let (Outcome::Failed { possibly_delivered, .. }, Some(stamped)) = (&verdict, refused) else { return verdict };
+    let topic = &job.handover.message.route.destination;
+    match job.share.times().refused(&shared.times, topic, stamped) {
+        Some(failure) => Outcome::Failed { failure: Arc::new(failure), possibly_delivered: *possibly_delivered },
+        None => verdict,
     }
 }
 

@@ -1,5 +1,7 @@
 use super::*;
 
+const STAMPED: times::Stamped = times::Stamped { time: 1, accepted: None, ours: true };
+
 #[test]
 fn only_what_kafka_can_take_passes_the_check() {
     let ok = [Message::to("orders"), Message::to("a.b_c-D9").tombstone(), Message::to("x".repeat(249)).partition(0)];
@@ -102,12 +104,12 @@ fn a_message_librdkafka_never_reports_on_is_reported_failed() {
     let book = book::Book::new(Role::Producing);
     let (share, now) = (Arc::new(share::Share::default()), Instant::now());
     let ticket = || crate::transport::Ticket::new(Arc::new(Nobody));
-    let slot = book.enter(ticket(), &share, 10, now);
+    let slot = book.enter(ticket(), &share, 10, STAMPED, now);
     assert!(!share.is_empty() && !book.wait_empty(Duration::ZERO));
     assert_eq!(book.settle_rest(drop), 1);
     assert!(book.wait_empty(Duration::ZERO) && share.is_empty());
     book.settle(slot, |_| panic!("the late report finds nothing"));
-    let next = book.enter(ticket(), &share, 10, now);
+    let next = book.enter(ticket(), &share, 10, STAMPED, now);
     assert_ne!(next, slot, "nor somebody else's message");
 }
 
@@ -116,7 +118,7 @@ fn a_message_librdkafka_never_reports_on_is_reported_failed() {
 fn an_instance_is_empty_only_after_the_last_report_and_its_partition_has_room_before() {
     let book = book::Book::new(Role::Producing);
     let (share, now) = (Arc::new(share::Share::default()), Instant::now());
-    let slot = book.enter(crate::transport::Ticket::new(Arc::new(Nobody)), &share, 10, now);
+    let slot = book.enter(crate::transport::Ticket::new(Arc::new(Nobody)), &share, 10, STAMPED, now);
     let news = book.acknowledge(slot, now, |ticket| {
         assert!(share.is_empty() && !book.awaits_proof(&share, now) && !book.wait_empty(Duration::ZERO));
         ticket.delivered(crate::message::Position::Offset { partition: 0, offset: 0 });

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use super::book::lock;
 use super::partitioner::Sticky;
 use super::share::Share;
+use super::times::{Times, TopicTimes};
 use crate::message::{Lane, Outgoing, Route};
 use crate::transport::{Class, Failure, Handover, Refused, Scope};
 
@@ -43,6 +44,8 @@ pub(super) struct Aside {
 #[derive(Debug)]
 pub(super) struct State {
     pub(super) knowledge: Knowledge,
+    /// What is known of the topic's settings on times, as `Topic::times` has it.
+    times: Arc<TopicTimes>,
     /// What each partition owns: kept whatever the cluster says of the topic, for librdkafka keeps it, too.
     pub(super) shares: Vec<Arc<Share>>,
     pub(super) waiting: VecDeque<Handover>,
@@ -67,13 +70,16 @@ pub(super) struct State {
 #[derive(Debug)]
 pub(super) struct Topic {
     pub(super) route: Route,
+    times: Arc<TopicTimes>,
     state: Mutex<State>,
 }
 
 impl Topic {
     pub(super) fn new(route: Route, now: Instant) -> Self {
+        let times = Arc::new(TopicTimes::default());
         let state = State {
             knowledge: Knowledge::Asked,
+            times: Arc::clone(&times),
             shares: Vec::new(),
             waiting: VecDeque::new(),
             aside: None,
@@ -86,7 +92,12 @@ impl Topic {
             missing_since: None,
             refused_size: None,
         };
-        Self { route, state: Mutex::new(state) }
+        Self { route, times, state: Mutex::new(state) }
+    }
+
+    /// What is known of its settings on times.
+    pub(super) fn times(&self) -> &TopicTimes {
+        &self.times
     }
 
     /// The state.
@@ -136,13 +147,13 @@ impl State {
 
     /// Whether messages can be handed over, but for those that wait.
     pub(super) fn is_ready(&self) -> bool {
-        matches!(self.knowledge, Knowledge::Known(_)) && !self.stale
+        matches!(self.knowledge, Knowledge::Known(_)) && !self.stale && self.times.is_settled()
     }
 
     /// Takes in how many partitions there are and which have a leader; what they own stays.
     pub(super) fn know(&mut self, leaders: Vec<bool>) {
         if self.shares.len() < leaders.len() {
-            self.shares.resize_with(leaders.len(), Arc::default);
+            self.shares.resize_with(leaders.len(), || Arc::new(Share::of(&self.times)));
         }
         self.knowledge = Knowledge::Known(leaders);
         self.stale = false;
@@ -218,6 +229,11 @@ impl State {
     pub(super) fn refused_size(&self, now: Instant) -> Option<usize> {
         let (size, since) = self.refused_size?;
         (now.saturating_duration_since(since) < REFUSAL_HOLDS).then_some(size)
+    }
+
+    /// Why a message is held back: its time, which the application gave.
+    pub(super) fn hold(&self, common: &Times, message: &Outgoing) -> Option<Failure> {
+        self.times.hold(common, message)
     }
 
     /// Whether a message would be refused for its size: it need not bring the producing instance down first.

@@ -124,7 +124,7 @@ impl Transport for RedisTransport {
         Err(Refused { handover, failure })
     }
 
-    fn warnings(&self) -> Vec<String> {
+    fn alerts(&self) -> Vec<String> {
         self.access.trouble().into_iter().collect()
     }
 
