@@ -15,14 +15,16 @@ use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, PurgeConfig, ThreadedProducer};
 use tracing::{debug, warn};
 
+use super::acks::Acks;
 use super::book::{Book, Role, lock};
 use super::config::Settings;
+use super::cuts::{Counting, Cut, Cuts};
 use super::link::Link;
 use super::log::Log;
 use super::reaper::Reaper;
 use super::share::Share;
 use super::signal::Bell;
-use super::{classify, ffi};
+use super::{classify, counts, ffi};
 use crate::message::{ID_HEADER, Outgoing, Position};
 use crate::transport::{Class, Failure, Handover, Refused, Scope};
 
@@ -33,6 +35,9 @@ pub(super) enum Event {
     GivenUp,
     /// librdkafka has trouble with a broker.
     Trouble(RDKafkaErrorCode, String),
+    /// A broker closes the connection again and again when the first messages of these partitions are sent: the
+    /// instance, and the evidence.
+    Cut(u64, Vec<Cut>),
     /// The transport is closing.
     Closing,
 }
@@ -46,6 +51,8 @@ pub(super) struct Contacts {
     pub(super) bell: Arc<Bell>,
     /// Learns of every acknowledgement.
     pub(super) link: Arc<Link>,
+    /// The same, while it matters which broker it came from.
+    pub(super) acks: Arc<Acks>,
     /// Destroys the producer in the end.
     pub(super) reaper: Arc<Reaper>,
 }
@@ -161,7 +168,9 @@ impl Instance {
             return;
         }
         let reason = Arc::new(reason);
-        let messages = self.book.settle_rest(|ticket| ticket.failed(Arc::clone(&reason), true));
+        let messages = self
+            .book
+            .settle_rest(|ticket, suspicion| ticket.failed(suspicion.unwrap_or_else(|| Arc::clone(&reason)), true));
         warn!(messages, "librdkafka never reported on some messages; they count as failed");
     }
 
@@ -229,11 +238,14 @@ pub(super) struct Callbacks {
     log: Log,
     /// The trouble told last, until it was told again.
     told: Mutex<Option<(RDKafkaErrorCode, String)>>,
+    /// How often connections broke while the same first message was under way.
+    cuts: Mutex<Cuts>,
 }
 
 impl Callbacks {
     fn new(book: Arc<Book>, contacts: Contacts, log: Log) -> Self {
-        Self { book, contacts, log, told: Mutex::default() }
+        let counting = if book.role() == Role::Solo { Counting::Single } else { Counting::Batches };
+        Self { book, contacts, log, told: Mutex::default(), cuts: Mutex::new(Cuts::new(counting)) }
     }
 
     /// rdkafka 0.39 tells each error event twice, one right after the other. Whether this is the second time.
@@ -255,8 +267,19 @@ impl Callbacks {
         }
     }
 
-    fn failed(&self, code: RDKafkaErrorCode, message: &rdkafka::message::BorrowedMessage<'_>) -> (Failure, bool) {
+    fn failed(
+        &self,
+        code: RDKafkaErrorCode,
+        message: &rdkafka::message::BorrowedMessage<'_>,
+        slot: usize,
+    ) -> (Failure, bool) {
         let possibly = ffi::possibly_persisted(message);
+        let purged = matches!(code, RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight);
+        if purged && let Some(suspicion) = self.book.suspicion(slot) {
+            // librdkafka takes a request that was cut off half-way for one that was never sent; so do we, for the
+            // broker reads nothing of it.
+            return (Failure::clone(&suspicion), possibly);
+        }
         let failure = match (code, self.book.given_up()) {
             (RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight, Some(reason)) => handed_back(&reason),
             _ => classify::judge(code).failure(code, message.topic(), message.partition()),
@@ -270,7 +293,20 @@ impl ClientContext for Callbacks {
         self.log.line(level, facility, text);
     }
 
-    fn stats_raw(&self, _: &[u8]) {}
+    fn stats_raw(&self, json: &[u8]) {
+        let Some(counts) = counts::read(json) else { return };
+        let throttle = counts.brokers.values().map(|broker| broker.throttle).max().unwrap_or_default();
+        self.contacts.link.throttled(throttle, Instant::now());
+        let mut cuts = lock(&self.cuts).observe(&counts);
+        match self.book.role() {
+            _ if cuts.is_empty() => {}
+            Role::Producing => {
+                let _ = self.contacts.events.send(Event::Cut(self.book.id(), cuts));
+            }
+            // One message is all there is.
+            Role::Solo => self.book.note_cut(cuts.remove(0)),
+        }
+    }
 
     fn error(&self, error: KafkaError, reason: &str) {
         let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
@@ -293,6 +329,7 @@ impl ProducerContext for Callbacks {
             Ok(message) if message.offset() >= 0 => {
                 let now = Instant::now();
                 self.contacts.link.acknowledged(now);
+                self.contacts.acks.acknowledged(now, || ffi::broker_of(message));
                 let position = Position::Offset { partition: message.partition(), offset: message.offset() };
                 if self.book.acknowledge(slot, now, |ticket| ticket.delivered(position)) {
                     self.contacts.bell.ring();
@@ -310,7 +347,7 @@ impl ProducerContext for Callbacks {
                 if classify::is_too_large(code) {
                     self.book.refused_as_too_large(slot);
                 }
-                let (failure, possibly) = self.failed(code, message);
+                let (failure, possibly) = self.failed(code, message, slot);
                 self.give_up(failure.clone());
                 self.book.settle(slot, |ticket| ticket.failed(Arc::new(failure), possibly));
             }

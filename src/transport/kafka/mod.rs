@@ -11,14 +11,21 @@
 //! request in flight, which is why more are refused, no broker answers so: it remembers the last five batches of a
 //! producer together with their offsets, and returns those.
 //!
+//! librdkafka tries again for ever, and says neither that the connection broke while a batch was under way nor that a
+//! broker throttles. Both are read from what it counts (`counts`, once a second): `cuts` is the evidence that a broker
+//! closes the connection because of a message, `suspect` what is done about it.
+//!
 //! Threads: librdkafka's own, its event thread (reports), `outlast-kafka-meta` (asks about topics, hands over what
 //! waited), `outlast-kafka-keep` (rebuilds), and, when needed, `outlast-kafka-solo` and, while a producer is being
 //! destroyed, `outlast-kafka-end`.
 
+mod acks;
 mod batch;
 mod book;
 mod classify;
 mod config;
+mod counts;
+mod cuts;
 mod dispatch;
 mod ffi;
 mod fixed;
@@ -35,6 +42,7 @@ mod security;
 mod share;
 mod signal;
 mod solo;
+mod suspect;
 mod topics;
 
 use std::fmt;
@@ -46,6 +54,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 
+use self::acks::Acks;
 use self::batch::BatchSize;
 use self::book::{Role, lock};
 use self::config::Settings;
@@ -62,6 +71,10 @@ use crate::message::{Body, Message, Outgoing};
 
 pub use self::config::KafkaConfig;
 
+/// How often librdkafka says what it has counted: some kilobytes, and one more for each partition that is sent to.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
+/// The same while a message is tried by itself, when there are few partitions and others wait for it.
+const COUNT_ALONE_EVERY: Duration = Duration::from_millis(250);
 /// The longest topic name Kafka allows.
 const TOPIC_NAME_MAX: usize = 249;
 
@@ -80,6 +93,7 @@ struct Shared {
     seat: Seat,
     topics: Topics,
     link: Arc<Link>,
+    acks: Arc<Acks>,
     solo: Solo,
     batch: BatchSize,
     reaper: Arc<Reaper>,
@@ -110,6 +124,7 @@ impl KafkaTransport {
             seat: Seat::default(),
             topics: Topics::default(),
             link: Arc::default(),
+            acks: Arc::default(),
             solo: Solo::default(),
             reaper: Arc::default(),
             bell: Arc::default(),
@@ -207,6 +222,14 @@ impl Transport for KafkaTransport {
         }
     }
 
+    fn trouble(&self) -> Option<String> {
+        self.shared.link.trouble_with_one(Instant::now())
+    }
+
+    fn throttled(&self) -> Option<String> {
+        self.shared.link.throttle(Instant::now())
+    }
+
     fn close(&self, grace: Duration) {
         let shared = &self.shared;
         if shared.closing.swap(true, Ordering::AcqRel) {
@@ -280,6 +303,7 @@ impl Shared {
         if let Some(smaller) = self.batch.smaller() {
             client.set("batch.size", smaller.to_string());
         }
+        client.set("statistics.interval.ms", COUNT_EVERY.as_millis().to_string());
         Instance::new(&client, &self.settings, Role::Producing, &self.contacts())
     }
 
@@ -289,6 +313,7 @@ impl Shared {
         client.set("batch.num.messages", "1");
         client.set("queue.buffering.max.ms", "0");
         client.remove("linger.ms");
+        client.set("statistics.interval.ms", COUNT_ALONE_EVERY.as_millis().to_string());
         Instance::new(&client, &self.settings, Role::Solo, &self.contacts())
     }
 
@@ -297,6 +322,7 @@ impl Shared {
             events: self.events.clone(),
             bell: Arc::clone(&self.bell),
             link: Arc::clone(&self.link),
+            acks: Arc::clone(&self.acks),
             reaper: Arc::clone(&self.reaper),
         }
     }

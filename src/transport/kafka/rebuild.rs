@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use rdkafka::error::RDKafkaErrorCode as Code;
 
-use super::Shared;
 use super::instance::{Event, Instance, handed_back};
+use super::{Shared, suspect};
 
 /// How much longer than `request.timeout.ms` a request on the wire may take before it counts as lost.
 const WIRE_MARGIN: Duration = Duration::from_secs(5);
@@ -25,6 +25,7 @@ pub(super) fn run(shared: &Shared, events: &Receiver<Event>) {
         match events.recv() {
             Ok(Event::GivenUp) => failures = rebuild(shared, events, failures),
             Ok(Event::Trouble(code, reason)) => heed(shared, code, &reason),
+            Ok(Event::Cut(instance, cuts)) => suspect::act(shared, instance, &cuts),
             Ok(Event::Closing) | Err(_) => {}
         }
     }
@@ -92,7 +93,7 @@ fn pause(shared: &Shared, events: &Receiver<Event>, time: Duration) {
     while !shared.is_stopped() {
         match events.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(Event::Trouble(code, reason)) => heed(shared, code, &reason),
-            Ok(Event::GivenUp | Event::Closing) => {}
+            Ok(Event::GivenUp | Event::Cut(..) | Event::Closing) => {}
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return,
         }
     }

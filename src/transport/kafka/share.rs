@@ -32,6 +32,9 @@ pub(super) struct Share {
     proven_at: AtomicU64,
     /// When something was last reported on, or entered while nothing was owned.
     moved_at: AtomicU64,
+    /// Since when the broker is suspected to close the connection because of the partition's first message; 0: it is
+    /// not, or that message is being tried by itself by now.
+    suspected_at: AtomicU64,
 }
 
 impl Share {
@@ -77,6 +80,16 @@ impl Share {
     fn has_rested(&self, time: Duration, now: Instant) -> bool {
         self.messages.load(Ordering::Relaxed) > 0
             && millis(now).saturating_sub(self.moved_at.load(Ordering::Relaxed)) >= as_millis(time)
+    }
+
+    /// The broker is suspected to close the connection because of the partition's first message.
+    pub(super) fn suspect(&self, now: Instant) {
+        self.suspected_at.store(millis(now), Ordering::Relaxed);
+    }
+
+    /// Since when that is so, as [`millis`]; it is not any more after this.
+    pub(super) fn take_suspicion(&self) -> Option<u64> {
+        Some(self.suspected_at.swap(0, Ordering::Relaxed)).filter(|&since| since > 0)
     }
 
     /// Whether nothing is owned.
