@@ -10,11 +10,11 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
-use common::kafka::{create_topic, read_all};
+use common::kafka::{change_topic, create_topic, create_topic_with, read_all};
 use common::{KafkaServer, kafka_address, limit_client, run, unique, wait_until};
 use kafka_support::{Rig, is};
 use outlast::transport::{Class, Scope};
-use outlast::{Builder, Event, Message, OnPoison, Producer, Receipt, RouteConfig};
+use outlast::{Builder, Event, Message, Mode, OnPoison, Producer, Receipt, RouteConfig};
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use tempfile::TempDir;
@@ -112,6 +112,51 @@ fn many_small_messages_go_in_smaller_batches(broker: &str) {
     assert_eq!(code, Some(0), "{said}");
     let found: HashSet<Vec<u8>> = read_all(broker, &topic).into_iter().filter_map(|record| record.payload).collect();
     assert_eq!(found, lines.into_iter().map(String::into_bytes).collect());
+}
+
+/// The client was configured for what this run accepts, and refused what an earlier run had accepted. The reason named the
+/// broker, and the message could not even become a dead letter.
+#[test]
+fn what_lies_in_the_outbox_is_delivered_whatever_this_run_would_accept() {
+    let broker = kafka_address();
+    let (wide, narrow) = (unique("wide"), unique("narrow"));
+    create_topic_with(&broker, &wide, 1, &[("max.message.bytes", "10000000")]);
+    create_topic(&broker, &narrow, 1);
+    let place = TempDir::new().unwrap();
+    let directory = place.path().join("outbox");
+    let outbox = directory.to_string_lossy().into_owned();
+    let producer = builder(&directory, "127.0.0.1:1").mode(Mode::WriteAhead).max_message_bytes(8 << 20).open_blocking();
+    let producer = producer.unwrap();
+    for topic in [&wide, &narrow] {
+        producer.blocking_send(keyed(topic, "k", vec![b'x'; 5 << 20])).unwrap();
+    }
+    producer.blocking_close(Duration::ZERO).unwrap();
+
+    // A limit that is set by hand is the client's own: it says so, and nothing is lost.
+    let own = format!("kafka://{broker}?message.max.bytes=2000000");
+    let (code, said) = outlast(&["drain", "--to", &own, "--outbox", &outbox, "--timeout", "3s"], b"");
+    assert_eq!(code, Some(3), "{said}");
+    let (_, status) = outlast(&["status", "--outbox", &outbox], b"");
+    assert!(status.contains("own option message.max.bytes (2000000)") && status.contains("pending: 2"), "{status}");
+
+    // With the defaults one is delivered, and the reason for the other names the topic's limit.
+    let to = format!("kafka://{broker}");
+    let (code, said) = outlast(&["drain", "--to", &to, "--outbox", &outbox, "--timeout", "120s"], b"");
+    assert!(code == Some(3) && said.contains("1 message delivered"), "{said}");
+    let sizes = |topic: &str| -> Vec<usize> {
+        read_all(&broker, topic).iter().map(|record| record.payload.as_ref().map_or(0, Vec::len)).collect()
+    };
+    assert_eq!((sizes(&wide), sizes(&narrow)), (vec![5 << 20], vec![]));
+    let (_, letters) = outlast(&["dead", "list", "--outbox", &outbox], b"");
+    assert!(letters.contains("the topic's max.message.bytes"), "{letters}");
+
+    // Requeued, it is delivered once the topic takes it.
+    change_topic(&broker, &narrow, &[("max.message.bytes", "10000000")]);
+    let (code, said) = outlast(&["dead", "requeue", "--outbox", &outbox, "--all"], b"");
+    assert_eq!(code, Some(0), "{said}");
+    let (code, said) = outlast(&["drain", "--to", &to, "--outbox", &outbox, "--timeout", "120s"], b"");
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(sizes(&narrow), vec![5 << 20]);
 }
 
 /// A producer beyond its quota reported that the broker cannot be reached.

@@ -17,7 +17,7 @@ use tracing::{debug, warn};
 
 use super::acks::Acks;
 use super::book::{Book, Role, lock};
-use super::config::Settings;
+use super::config::{OwnLimits, Settings};
 use super::cuts::{Counting, Cut, Cuts};
 use super::link::Link;
 use super::log::Log;
@@ -62,6 +62,7 @@ pub(super) struct Instance {
     producer: Arc<ThreadedProducer<Callbacks>>,
     book: Arc<Book>,
     reaper: Arc<Reaper>,
+    limits: OwnLimits,
 }
 
 impl Drop for Instance {
@@ -81,7 +82,7 @@ impl Instance {
         let (book, reaper) = (Arc::new(Book::new(role)), Arc::clone(&contacts.reaper));
         let callbacks = Callbacks::new(Arc::clone(&book), contacts.clone(), Log::new(settings.clone()));
         let producer = client.create_with_context(callbacks).map_err(|error| settings.scrub(&error.to_string()))?;
-        Ok(Self { producer: Arc::new(producer), book, reaper })
+        Ok(Self { producer: Arc::new(producer), book, reaper, limits: settings.own })
     }
 
     /// The account.
@@ -121,6 +122,10 @@ impl Instance {
         // It only says that there was a fatal error before; the reason is known elsewhere.
         if code == RDKafkaErrorCode::Fatal && self.check_fatal() {
             return self.book.given_up().map_or_else(closed, |reason| handed_back(&reason));
+        }
+        if let Some(limit) = self.limits.refused(code, message) {
+            let text = format!("{}[{partition}]: message {}: {limit}", message.route.destination, message.id);
+            return Failure::new(Class::Hold, Scope::Lane, text);
         }
         if code == RDKafkaErrorCode::QueueFull {
             return no_room(message, partition, "librdkafka's queue is full");
