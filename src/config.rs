@@ -167,7 +167,8 @@ pub struct Config {
     pub window_bytes: usize,
     /// In flight, plus delivered but not recorded. Default 20,000; at least `window_messages` + 1.
     pub redelivery_window: usize,
-    /// Key, headers and payload of one message. Default 1 MiB; at most a quarter of a segment less 4 KiB for names and the
+    /// Key, headers and payload of one message that is accepted; what lies in the outbox already is delivered whatever its
+    /// size. Default 1 MiB; at most a quarter of a segment less 4 KiB for names and the
     /// like, and half of `window_bytes`. One with so many headers or fields that it does not fit all the same is refused.
     pub max_message_bytes: usize,
     /// The outbox's size. Default: 16 GiB or 80 % of the free space, the smaller; at least four segments. It takes one

@@ -126,6 +126,8 @@ pub struct TransportStats {
     /// Since when not.
     #[serde(serialize_with = "humantime_serde::option::serialize")]
     pub since: Option<SystemTime>,
+    /// That its broker slows this producer down on purpose (a quota), if it does.
+    pub throttled: Option<String>,
     /// Messages it owns now.
     pub in_flight: usize,
     /// Slots whose new messages are stored first, because earlier ones are pending.

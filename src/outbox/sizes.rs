@@ -51,6 +51,8 @@ impl LogSize {
 struct Lengths {
     wal: Option<u32>,
     dead: Option<u32>,
+    /// The longest file of the log of dead letters, free ones included: none may have been needed yet.
+    longest_dead: Option<u32>,
 }
 
 /// The sizes that follow from the options, from what is there and from the disk.
@@ -63,7 +65,11 @@ pub(super) struct Sizes {
 impl Sizes {
     /// Looks at the disk if the options leave the outbox's size open.
     pub fn of(options: &OutboxOptions, paths: &Paths) -> Self {
-        let found = Lengths { wal: segment_bytes_of(&paths.wal()), dead: segment_bytes_of(&paths.dead()) };
+        let found = Lengths {
+            wal: segment_bytes_of(&paths.wal()),
+            dead: segment_bytes_of(&paths.dead()),
+            longest_dead: longest(&paths.dead()),
+        };
         Self::on(options, found, || free_bytes(paths.root()).saturating_add(log_bytes(paths)))
     }
 
@@ -113,7 +119,14 @@ impl Sizes {
         let for_dead = max_bytes / 8;
         let (dead_segment, dead_record) = match found.dead {
             Some(found) if options.as_found => (found, found / RECORDS),
-            _ => (DEAD_SEGMENT_BYTES.min(segment_bytes).max(dead_record * RECORDS), dead_record),
+            _ => {
+                let own = DEAD_SEGMENT_BYTES.min(segment_bytes).max(dead_record * RECORDS);
+                // What another run has accepted may be larger than what this one does, and must find room all the same.
+                let larger = found
+                    .longest_dead
+                    .filter(|&found| found > own && u64::from(found) * u64::from(LEAST_SEGMENTS) <= for_dead);
+                larger.map_or((own, dead_record), |found| (found, found / RECORDS))
+            }
         };
         Self {
             wal: LogSize::new(segment_bytes, max_bytes - for_dead, record_bytes),
@@ -146,6 +159,13 @@ fn fitting(bytes: u64) -> Option<u32> {
     let around = u64::from(LEAST_PREPARED * RECORDS * AROUND_DEAD);
     let segment = bytes.saturating_sub(BESIDE_LOGS + around) / u64::from(2 * LEAST_PREPARED) / 4096 * 4096;
     u32::try_from(segment).ok().filter(|_| segment >= LEAST_SEGMENT)
+}
+
+/// The length of the longest file that may be a segment.
+fn longest(log: &Path) -> Option<u32> {
+    let entries = std::fs::read_dir(log).ok()?;
+    let lengths = entries.filter_map(|entry| u32::try_from(entry.ok()?.metadata().ok()?.len()).ok());
+    lengths.filter(|length| *length <= MAX_SEGMENT && length.is_multiple_of(BLOCK)).max()
 }
 
 fn free_bytes(root: &Path) -> u64 {
@@ -193,7 +213,7 @@ mod tests {
         let options = OutboxOptions::new("nowhere");
         let small = Sizes::on(&options, Lengths::default(), || 1 << 30).wal.segment_bytes;
         assert!(small < SEGMENT_BYTES);
-        let found = Lengths { wal: Some(small), dead: Some(12 << 20) };
+        let found = Lengths { wal: Some(small), dead: Some(12 << 20), ..Lengths::default() };
         for disk in [700 << 20, 2 << 30, 1 << 40] {
             assert_eq!(Sizes::on(&options, found, || disk).wal.segment_bytes, small);
             let given = OutboxOptions { segment_bytes: 1 << 20, max_message_bytes: 1_000, ..options.clone() };
@@ -235,6 +255,22 @@ mod tests {
             }
         }
         assert_eq!(fitting(1 << 20), None);
+    }
+
+    /// A message that a run with a larger limit had stored could not become a dead letter in a run with the default one, and
+    /// held its key for ever.
+    #[test]
+    fn dead_letters_have_room_for_what_another_run_has_accepted() {
+        let large = OutboxOptions { max_message_bytes: 8 << 20, ..OutboxOptions::new("nowhere") };
+        let made = Sizes::on(&large, Lengths::default(), || 1 << 40);
+        let (wal, longest_dead) = (Some(made.wal.segment_bytes), Some(made.dead.segment_bytes));
+        let found = Lengths { wal, longest_dead, ..Lengths::default() };
+        let plain = Sizes::on(&OutboxOptions::new("nowhere"), found, || 1 << 40);
+        assert!(plain.dead.record_bytes >= made.dead.record_bytes, "{plain:?}");
+        assert!(plain.wal.record_bytes < made.wal.record_bytes, "what is accepted follows from this run's limit");
+        let small = OutboxOptions { max_bytes: Some(256 << 20), ..OutboxOptions::new("nowhere") };
+        let small = Sizes::on(&small, found, || 1 << 40);
+        assert!(small.dead.segment_bytes < made.dead.segment_bytes, "an outbox that is small now stays so: {small:?}");
     }
 
     /// A segment has a list of all others: there was no bound to it, and with many small ones no room for anything else.

@@ -88,6 +88,8 @@ pub struct TransportStatus {
     pub name: String,
     /// Why it cannot be used, if it cannot.
     pub down: Option<Blocked>,
+    /// That its broker slows the producer down on purpose, if it does.
+    pub throttled: Option<String>,
 }
 
 /// The ledger's health.
@@ -158,6 +160,9 @@ impl Status {
         lines.extend(self.storage.iter().map(|blocked| format!("disk: {}", since(blocked))));
         for transport in &self.transports {
             lines.extend(transport.down.iter().map(|blocked| about(&transport.name, &since(blocked))));
+            if transport.down.is_none() {
+                lines.extend(transport.throttled.iter().map(|throttled| about(&transport.name, throttled)));
+            }
         }
         for route in &self.routes {
             let waiting = format!("{} waiting", grouped(route.pending.count));
@@ -323,7 +328,10 @@ mod tests {
         status.routes[0].blocked = None;
         status.routes[0].blocked_lanes = 2;
         status.routes[0].lane_reason = blocked("message too large");
-        status.transports = vec![TransportStatus { name: "kafka".into(), down: blocked("connection refused") }];
+        status.transports = vec![
+            TransportStatus { name: "kafka".into(), down: blocked("connection refused"), throttled: None },
+            TransportStatus { name: "second".into(), down: None, throttled: Some("the broker throttles".into()) },
+        ];
         status.storage = blocked("no space left on device");
         status.dead = Tally { count: 3, bytes: 1_000_000 };
         status.set_aside = 5;
@@ -333,6 +341,7 @@ mod tests {
             [
                 "disk: no space left on device since 10:03 UTC",
                 "kafka: connection refused since 10:03 UTC",
+                "second: the broker throttles",
                 "orders: 2 keys blocked (message too large since 10:03 UTC); 1,204 waiting",
                 "dead letters: 3 (1,000,000 bytes)",
                 "set aside as unreadable: 5",

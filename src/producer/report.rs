@@ -106,6 +106,9 @@ impl Core {
         for transport in stats.transports.iter().filter(|transport| !transport.up) {
             alerts.push(about(&transport.name, transport.reason.as_deref().unwrap_or("down")));
         }
+        for transport in stats.transports.iter().filter(|transport| transport.up) {
+            alerts.extend(transport.throttled.as_ref().map(|throttled| about(&transport.name, throttled)));
+        }
         alerts.extend(self.transport_alerts());
         for route in &stats.routes {
             if let Some(blocked) = route.blocked.as_ref().filter(|blocked| blocked.class != Class::Transient) {
@@ -190,6 +193,7 @@ impl Core {
                         reason: reason.clone(),
                         since: transport.since.map_or_else(clock::unix_millis, millis),
                     }),
+                    throttled: transport.throttled.clone(),
                 })
                 .collect(),
             notes: self.transport_alerts(),
@@ -216,6 +220,7 @@ fn transport_stats(line: &Line, down: Option<(String, i64)>, blocked: Option<Blo
         up: reason.is_none(),
         reason,
         since,
+        throttled: line.dispatcher.transport().throttled(),
         in_flight: line.dispatcher.in_flight().0,
         gated_slots: line.dispatcher.gated_slots(),
     }

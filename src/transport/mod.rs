@@ -84,6 +84,19 @@ pub trait Transport: Send + Sync + 'static {
     /// transport that has no partitions, or of which none can hang, has nothing to do.
     fn hand_back(&self) {}
 
+    /// What is known to be wrong at the moment with a part of what the transport talks to, though it takes messages: a
+    /// broker of several that cannot be reached, say, by host and port. Stands beside "no acknowledgement within the
+    /// deadline", which it may explain. Default: nothing. Called by the drainer; must not block.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
+    /// That the broker slows this producer down on purpose (a quota), if it does, and for how long. Shown by health and
+    /// status; no message fails for it. Default: it does not. Must not block.
+    fn throttled(&self) -> Option<String> {
+        None
+    }
+
     /// Stops: reports what can be within `grace`, everything else as failed. Nothing is submitted afterwards.
     /// Blocks for `grace` at most, and a little for the threads to end.
     fn close(&self, grace: Duration);
@@ -214,7 +227,8 @@ pub enum Availability {
 pub struct Monitor {
     notify: Arc<dyn Fn(Availability) + Send + Sync>,
     route_up: Arc<dyn Fn(&Route) + Send + Sync>,
-    /// The most bytes of key, headers and payload that a message may have.
+    /// The most bytes of key, headers and payload that a message may have to be accepted. Stored ones may have more, if an
+    /// earlier run accepted more.
     pub max_message_bytes: usize,
     /// The most bytes that are handed over and not reported on. Default 32 MiB.
     pub window_bytes: usize,

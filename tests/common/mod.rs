@@ -31,7 +31,7 @@ pub use lines::{first_field, input_lines, log_lines};
 pub use ports::claim_port;
 pub use proxy::Proxy;
 pub use resp::RespServer;
-pub use servers::{Kafka3Server, KafkaServer, RedisServer, kafka_address, redis_address};
+pub use servers::{Kafka3Server, KafkaServer, RedisServer, kafka_address, limit_client, redis_address};
 
 /// A name that no other test, and no earlier run against the same servers, has used.
 pub fn unique(name: &str) -> String {

@@ -1,5 +1,6 @@
 //! Where the brokers are, and brokers of a test's own.
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -38,7 +39,7 @@ macro_rules! server {
         impl $type {
             /// Brings one up, on a port of its own, and waits until it answers.
             pub fn up() -> Self {
-                Self(Server::up($name, $variable))
+                Self(Server::up($name, $variable, ""))
             }
 
             /// `host:port`; the same for the server's whole life.
@@ -91,21 +92,30 @@ impl Kafka3Server {
     }
 }
 
+impl KafkaServer {
+    /// The same, with settings of the broker beside those of `scripts/services`, one `name=value` a line.
+    pub fn up_with(properties: &str) -> Self {
+        Self(Server::up("kafka", "OUTLAST_TEST_KAFKA", properties))
+    }
+}
+
 /// One server in a directory of its own, handled through `scripts/services`.
 struct Server {
     name: &'static str,
     dir: PathBuf,
     address: String,
+    /// Further settings of a Kafka broker.
+    properties: String,
 }
 
 impl Server {
-    fn up(name: &'static str, variable: &str) -> Self {
+    fn up(name: &'static str, variable: &str, properties: &str) -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         // Below the shared set, whose `down` sweeps up what a killed test left here.
         let shared = std::env::var_os("OUTLAST_SERVICES_DIR").map_or_else(|| target().join("services"), PathBuf::from);
         let dir = shared.join(format!("private/{}-{number}", std::process::id()));
-        let mut server = Self { name, dir, address: String::new() };
+        let mut server = Self { name, dir, address: String::new(), properties: properties.to_owned() };
         server.script("up");
         server.address = server.variable(variable);
         server
@@ -127,25 +137,37 @@ impl Server {
     }
 
     fn run(&self, args: &[&str]) -> String {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/services");
-        let output = Command::new(&script)
-            .args(args)
-            .env("OUTLAST_SERVICES_DIR", &self.dir)
-            .env("CARGO_TARGET_DIR", target())
-            // These name servers that are not this test's to kill.
-            .env_remove("OUTLAST_TEST_KAFKA")
-            .env_remove("OUTLAST_TEST_REDIS")
-            .stdin(Stdio::null())
-            .output()
-            .unwrap_or_else(|e| panic!("{}: {e}", script.display()));
-        assert!(
-            output.status.success(),
-            "scripts/services {} failed: {}",
-            args.join(" "),
-            String::from_utf8_lossy(&output.stderr)
-        );
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        services(
+            args,
+            &[("OUTLAST_SERVICES_DIR", self.dir.as_os_str()), ("OUTLAST_KAFKA_PROPERTIES", self.properties.as_ref())],
+        )
     }
+}
+
+/// Limits what a client, by its `client.id`, may write to a Kafka broker a second.
+pub fn limit_client(broker: &str, client: &str, bytes: u32) {
+    services(&["quota", broker, client, &bytes.to_string()], &[]);
+}
+
+fn services(args: &[&str], environment: &[(&str, &OsStr)]) -> String {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/services");
+    let output = Command::new(&script)
+        .args(args)
+        .envs(environment.iter().copied())
+        .env("CARGO_TARGET_DIR", target())
+        // These name servers that are not this test's to kill.
+        .env_remove("OUTLAST_TEST_KAFKA")
+        .env_remove("OUTLAST_TEST_REDIS")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap_or_else(|e| panic!("{}: {e}", script.display()));
+    assert!(
+        output.status.success(),
+        "scripts/services {} failed: {}",
+        args.join(" "),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 impl Drop for Server {

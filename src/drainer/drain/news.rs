@@ -165,7 +165,11 @@ impl Drain {
     /// A first attempt is late, and stored; or nothing was reported of a partition for as long.
     pub(super) fn late(&mut self, route: &Route, partition: Option<i32>, lane: Option<Lane>, now: Instant) {
         let scope = partition.map_or(Scope::Transport, Scope::Partition);
-        let failure = Arc::new(Failure::new(Class::Transient, scope, "no acknowledgement within the deadline"));
+        let mut reason = "no acknowledgement within the deadline".to_owned();
+        if let Some(trouble) = self.dispatcher.transport().trouble() {
+            reason = format!("{reason}: {trouble}");
+        }
+        let failure = Arc::new(Failure::new(Class::Transient, scope, reason));
         let key = self.key_of(scope, route, partition, lane.unwrap_or(Lane(0)));
         // One that was delivering again, and hangs anew, is blocked anew.
         if !self.blocks.is_waiting(key) {
@@ -179,7 +183,7 @@ impl Drain {
             Availability::Up => {
                 self.dispatcher.gate().set_down(false);
                 if self.down.take().is_some() {
-                    tracing::info!(%transport, "the broker can be reached again");
+                    tracing::info!(%transport, "the broker answers again");
                     self.dispatcher.tell(Event::Up { transport });
                     self.pacer.failed();
                 }
@@ -193,7 +197,7 @@ impl Drain {
                     let block = self.blocks.get(BlockKey::Transport);
                     let is_said = block.is_some_and(|block| block.reason == failure.reason);
                     if !is_said {
-                        tracing::warn!(%transport, reason = %failure, "the broker cannot be reached; messages are stored");
+                        tracing::warn!(%transport, reason = %failure, "the broker does not answer; messages are stored");
                     }
                     self.dispatcher.tell(Event::Down { transport, reason: failure.reason.clone() });
                 }

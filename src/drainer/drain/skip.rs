@@ -26,10 +26,11 @@ const MESSAGE_COST: u64 = 256;
 /// What reading one message by its place costs, in bytes of reading the log in order.
 const PLACE_COST: u64 = 64 << 10;
 
-/// Whether a probe goes alone: where a verdict is to be had that means this message, and where somebody has to mend
-/// something first, since such a refusal brings down what is handed over together with it (DESIGN.md 4.2).
+/// Whether a probe goes alone: where a verdict is to be had that means this message, where such a verdict holds its key
+/// (`on_poison`), and where somebody has to mend something first, since such a refusal brings down what is handed over
+/// together with it (DESIGN.md 4.2).
 fn is_tried_alone(key: BlockKey, block: &Block) -> bool {
-    block.alone || block.class == Class::Hold && key != BlockKey::Transport
+    block.alone || matches!(block.class, Class::Hold | Class::Permanent) && key != BlockKey::Transport
 }
 
 /// Why what a block skipped is not to be had now.

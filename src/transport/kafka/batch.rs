@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Smaller batches would help nobody: a topic that refuses this refuses messages.
-const LEAST: usize = 16 << 10;
+pub(super) const LEAST: usize = 16 << 10;
 
 /// `batch.size` of the next instance.
 #[derive(Debug)]
@@ -28,13 +28,23 @@ impl BatchSize {
             let current = self.current.load(Ordering::Relaxed);
             let smaller = (current.min(bytes) / 2).max(LEAST).min(current);
             self.current.store(smaller, Ordering::Relaxed);
-            tracing::warn!(batch_size = smaller, "a broker refused a batch as too large: they become smaller");
+            tracing::warn!(batch_size = smaller, "a broker did not take a batch: they become smaller");
         }
     }
 
     /// A message was refused as too large by itself.
     pub(super) fn restore(&self) {
         self.current.store(self.configured, Ordering::Relaxed);
+    }
+
+    /// The size that the producing instance has, or will have.
+    pub(super) fn current(&self) -> usize {
+        self.current.load(Ordering::Relaxed)
+    }
+
+    /// Whether batches cannot become any smaller.
+    pub(super) fn is_least(&self) -> bool {
+        self.current() <= LEAST
     }
 
     /// The size, if it is not the configured one.

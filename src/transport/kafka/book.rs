@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::cuts::Cut;
 use super::share::Share;
 use super::times::{Stamped, Times};
 use crate::transport::{Failure, Ticket};
@@ -32,6 +33,21 @@ struct Owned {
     share: Arc<Share>,
     bytes: usize,
     stamped: Stamped,
+    /// In the order in which messages were entered.
+    number: u64,
+}
+
+/// What an instance owns of one partition, and the message that goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Head {
+    /// The first message's number.
+    number: u64,
+    /// Its bytes.
+    pub(super) bytes: usize,
+    /// Messages in all.
+    pub(super) messages: usize,
+    /// Bytes in all.
+    pub(super) total_bytes: usize,
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +56,8 @@ struct Slots {
     free: Vec<usize>,
     /// Messages not reported on, or in the middle of it.
     taken: usize,
+    /// How many messages were entered so far.
+    entered: u64,
     /// When the first message was entered, or one was last reported on.
     moved: Option<Instant>,
 }
@@ -60,6 +78,10 @@ pub(super) struct Book {
     too_large_bytes: AtomicUsize,
     /// The time that a broker refused last.
     refused_time: Mutex<Option<Stamped>>,
+    /// Messages to be tried by themselves, by their numbers, and why.
+    suspects: Mutex<Vec<(u64, Arc<Failure>)>>,
+    /// Evidence that the broker closes the connection because of the message that is being tried by itself.
+    cut: Mutex<Option<Cut>>,
 }
 
 impl Book {
@@ -76,7 +98,19 @@ impl Book {
             too_large: AtomicUsize::new(0),
             too_large_bytes: AtomicUsize::new(0),
             refused_time: Mutex::default(),
+            suspects: Mutex::default(),
+            cut: Mutex::default(),
         }
+    }
+
+    /// Tells instances apart.
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What the instance is for.
+    pub(super) fn role(&self) -> Role {
+        self.role
     }
 
     fn is_producing(&self) -> bool {
@@ -98,8 +132,9 @@ impl Book {
         now: Instant,
     ) -> usize {
         share.enter(bytes, self.is_producing(), now);
-        let owned = Owned { ticket, share: Arc::clone(share), bytes, stamped };
         let mut slots = lock(&self.slots);
+        slots.entered += 1;
+        let owned = Owned { ticket, share: Arc::clone(share), bytes, stamped, number: slots.entered };
         if slots.taken == 0 {
             slots.moved = Some(now);
         }
@@ -195,8 +230,52 @@ impl Book {
         }
     }
 
-    /// Reports on everything that was never reported on, oldest slot first; says how much that was.
-    pub(super) fn settle_rest(&self, mut report: impl FnMut(Ticket)) -> usize {
+    /// What is owned of one partition; `None`: nothing. Looks at everything that is owned.
+    pub(super) fn head(&self, share: &Arc<Share>) -> Option<Head> {
+        let slots = lock(&self.slots);
+        let owned = slots.slots.iter().flatten().filter(|owned| Arc::ptr_eq(&owned.share, share));
+        owned.fold(None, |head: Option<Head>, owned| {
+            let (number, bytes) = (owned.number, owned.bytes);
+            let head = head.unwrap_or(Head { number, bytes, messages: 0, total_bytes: 0 });
+            let first = if number < head.number { (number, bytes) } else { (head.number, head.bytes) };
+            let (messages, total_bytes) = (head.messages + 1, head.total_bytes + bytes);
+            Some(Head { number: first.0, bytes: first.1, messages, total_bytes })
+        })
+    }
+
+    /// Has a message, if it is handed back, reported with `failure`, so that it is tried by itself.
+    pub(super) fn suspect(&self, head: Head, failure: Failure) {
+        lock(&self.suspects).push((head.number, Arc::new(failure)));
+    }
+
+    /// Why a message is to be tried by itself, if it is.
+    pub(super) fn suspicion(&self, slot: usize) -> Option<Arc<Failure>> {
+        let number = lock(&self.slots).slots.get(slot).and_then(Option::as_ref).map(|owned| owned.number)?;
+        self.suspicion_of(number)
+    }
+
+    fn suspicion_of(&self, number: u64) -> Option<Arc<Failure>> {
+        lock(&self.suspects).iter().find(|(suspect, _)| *suspect == number).map(|(_, failure)| Arc::clone(failure))
+    }
+
+    /// Notes evidence on the message that is being tried by itself.
+    pub(super) fn note_cut(&self, cut: Cut) {
+        *lock(&self.cut) = Some(cut);
+    }
+
+    /// Whether there is enough of it.
+    pub(super) fn is_cut(&self) -> bool {
+        lock(&self.cut).is_some()
+    }
+
+    /// That evidence, which counts for one message only.
+    pub(super) fn take_cut(&self) -> Option<Cut> {
+        lock(&self.cut).take()
+    }
+
+    /// Reports on everything that was never reported on, oldest slot first, with the reason why a message is to be tried
+    /// by itself, if it is; says how much that was.
+    pub(super) fn settle_rest(&self, mut report: impl FnMut(Ticket, Option<Arc<Failure>>)) -> usize {
         let mut slots = lock(&self.slots);
         let rest: Vec<Owned> = slots.slots.iter_mut().filter_map(Option::take).collect();
         // No slot is used again: a late report must find its slot empty, not somebody else's message.
@@ -204,7 +283,8 @@ impl Book {
         drop(slots);
         let (count, now) = (rest.len(), Instant::now());
         for owned in rest {
-            self.report(owned, now, &mut report);
+            let suspicion = self.suspicion_of(owned.number);
+            self.report(owned, now, |ticket| report(ticket, suspicion));
         }
         count
     }

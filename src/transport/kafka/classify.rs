@@ -197,9 +197,11 @@ fn judge_access(code: Code) -> Option<Verdict> {
 fn judge_refusal(code: Code) -> Option<Verdict> {
     Some(match code {
         // The message itself: it will be refused whenever it comes.
-        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge | Code::InvalidMessageSize => {
-            permanent("larger than the topic's max.message.bytes or the broker's message.max.bytes")
-        }
+        Code::MessageSizeTooLarge | Code::InvalidMessageSize => permanent(
+            "the broker refuses it: larger than the topic's max.message.bytes (where the topic has none, the broker's \
+             message.max.bytes)",
+        ),
+        Code::MessageBatchTooLarge => permanent("the broker refuses it: larger than the topic's segment.bytes"),
         Code::InvalidMessage => permanent("the broker finds the message corrupt or not allowed in this topic"),
         Code::InvalidRecord => permanent("the broker finds the record invalid (a compacted topic needs keys, say)"),
         Code::InvalidTimestamp => permanent("the timestamp is out of the range the topic allows"),

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, DefaultProducerContext};
 use serde::Deserialize;
 
@@ -22,6 +22,7 @@ use super::fixed::check_fixed;
 use super::partitioner::Partitioner;
 use super::security::check_security;
 use super::times::{self, ExpiredTimes};
+use crate::message::Outgoing;
 use crate::transport::near::near;
 use crate::transport::{BrokerUrl, StartError};
 
@@ -32,6 +33,9 @@ const BATCH_SIZE: usize = 1_000_000;
 const FRAMING_BYTES: usize = 64 << 10;
 /// librdkafka's own default of `message.max.bytes`; smaller messages do not lower it, for it limits batches, too.
 const LEAST_REQUEST_BYTES: usize = 1_000_000;
+/// The largest message that an outbox can hold: a quarter of its largest segment. What lies there was accepted, by a
+/// run with other limits perhaps, and librdkafka must let it pass; what this run accepts is not decided here.
+const MOST_MESSAGE_BYTES: usize = 256 << 20;
 /// librdkafka's default of `request.timeout.ms`.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// librdkafka's default of `sticky.partitioning.linger.ms`.
@@ -155,14 +159,39 @@ fn is_harmless(name: &str) -> bool {
     SHOWN.contains(&name) || name == times::OPTION
 }
 
+/// The limits of librdkafka's that the application set itself: with them it refuses messages, and asks no broker.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct OwnLimits {
+    message_max: Option<usize>,
+    queue_kbytes: Option<usize>,
+}
+
+impl OwnLimits {
+    /// Which of them a message that librdkafka did not take can never pass, and what would be right.
+    pub(super) fn refused(&self, code: RDKafkaErrorCode, outgoing: &Outgoing) -> Option<String> {
+        let size = outgoing.message.size();
+        let (option, limit) = match (code, self.message_max, self.queue_kbytes) {
+            (RDKafkaErrorCode::MessageSizeTooLarge, Some(most), _) => ("message.max.bytes", most),
+            // Without one of these it waits for room.
+            (RDKafkaErrorCode::QueueFull, _, Some(most)) if size > most.saturating_mul(1 << 10) => {
+                ("queue.buffering.max.kbytes", most)
+            }
+            _ => return None,
+        };
+        Some(format!(
+            "it has {size} bytes, and this producer's own option {option} ({limit}) keeps it back, no broker was asked: \
+             raise the option or leave it out"
+        ))
+    }
+}
+
 /// A checked configuration, ready to make instances of.
 #[derive(Clone)]
 pub(super) struct Settings {
     client: ClientConfig,
     /// The brokers to ask first, as librdkafka takes them.
     pub(super) brokers: CString,
-    own_message_max: Option<usize>,
-    own_queue_kbytes: Option<usize>,
+    pub(super) own: OwnLimits,
     pub(super) batch_size: usize,
     pub(super) partitioner: Partitioner,
     pub(super) expired_times: ExpiredTimes,
@@ -197,8 +226,7 @@ impl Settings {
         let settings = Self {
             client: client_config(config),
             brokers: CString::new(brokers).map_err(|_| StartError("a broker has a NUL in its name".to_owned()))?,
-            own_message_max: size("message.max.bytes"),
-            own_queue_kbytes: size("queue.buffering.max.kbytes"),
+            own: OwnLimits { message_max: size("message.max.bytes"), queue_kbytes: size("queue.buffering.max.kbytes") },
             batch_size: size("batch.size").unwrap_or(BATCH_SIZE),
             partitioner,
             expired_times: expired_times.unwrap_or_default(),
@@ -228,11 +256,12 @@ impl Settings {
         })
     }
 
-    /// The client's configuration once it is known how large a message, and all that is in flight together, may be.
+    /// The client's configuration once it is known how large a message that is accepted, and all that is in flight
+    /// together, may be. The application's own limits must have room for what is accepted.
     pub(super) fn client(&self, max_message_bytes: usize, window_bytes: usize) -> Result<ClientConfig, StartError> {
         let framed = max_message_bytes.saturating_add(FRAMING_BYTES);
         let mut client = self.client.clone();
-        match self.own_message_max {
+        match self.own.message_max {
             Some(own) if own < framed => {
                 return Err(StartError(format!(
                     "option message.max.bytes: {own} is less than max_message_bytes ({max_message_bytes}) and its \
@@ -242,10 +271,10 @@ impl Settings {
             }
             Some(_) => {}
             None => {
-                client.set("message.max.bytes", framed.max(LEAST_REQUEST_BYTES).to_string());
+                client.set("message.max.bytes", framed.max(MOST_MESSAGE_BYTES + FRAMING_BYTES).to_string());
             }
         }
-        match self.own_queue_kbytes {
+        match self.own.queue_kbytes {
             Some(own) if own.saturating_mul(1 << 10) < framed => {
                 return Err(StartError(format!(
                     "option queue.buffering.max.kbytes: {own} has no room for a message of max_message_bytes \
@@ -255,7 +284,9 @@ impl Settings {
             }
             Some(_) => {}
             None => {
-                client.set("queue.buffering.max.kbytes", queue_kbytes(window_bytes.max(framed)).to_string());
+                // Beside the window one message that is larger: the producer's window lets it pass by itself.
+                let most = framed.max(MOST_MESSAGE_BYTES + FRAMING_BYTES).saturating_add(window_bytes);
+                client.set("queue.buffering.max.kbytes", queue_kbytes(most).to_string());
             }
         }
         Ok(client)
@@ -301,9 +332,9 @@ fn client_config(config: &KafkaConfig) -> ClientConfig {
     client
 }
 
-/// librdkafka's queue, in KiB: the in-flight window, within what librdkafka takes.
-fn queue_kbytes(window_bytes: usize) -> usize {
-    window_bytes.div_ceil(1 << 10).clamp(1, i32::MAX as usize)
+/// librdkafka's queue, in KiB, within what librdkafka takes.
+fn queue_kbytes(bytes: usize) -> usize {
+    bytes.div_ceil(1 << 10).clamp(1, i32::MAX as usize)
 }
 
 fn check_brokers(brokers: &[String]) -> Result<(), StartError> {

@@ -92,7 +92,8 @@ fn requests_have_room_for_the_largest_message() {
     let plain = Settings::resolve(&KafkaConfig::new(["localhost:9092"])).unwrap_or_else(|error| panic!("{error}"));
     let client = plain.client(4 << 20, 32 << 20).unwrap_or_else(|error| panic!("{error}"));
     let max: usize = client.get("message.max.bytes").and_then(|v| v.parse().ok()).unwrap_or(0);
-    assert!(max > 4 << 20, "{max}");
+    // Whatever this run accepts: what lies in the outbox was accepted by one with other limits, perhaps.
+    assert!(max > 256 << 20, "{max}");
     let small = KafkaConfig::new(["localhost:9092"]).option("message.max.bytes", "2000");
     let small = Settings::resolve(&small).unwrap_or_else(|error| panic!("{error}"));
     assert!(small.client(1 << 20, 32 << 20).is_err_and(|error| error.to_string().contains("message.max.bytes")));
@@ -104,12 +105,36 @@ fn requests_have_room_for_the_largest_message() {
 fn librdkafkas_queue_has_room_for_the_window_and_at_least_for_one_message() {
     let plain = Settings::resolve(&KafkaConfig::new(["localhost:9092"])).unwrap_or_else(|error| panic!("{error}"));
     let client = plain.client(1 << 20, 256 << 20).unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(client.get("queue.buffering.max.kbytes"), Some("262144"));
+    let kbytes: usize = client.get("queue.buffering.max.kbytes").and_then(|v| v.parse().ok()).unwrap_or(0);
+    assert!(kbytes >= (256 + 256) << 10, "{kbytes}");
     let small = KafkaConfig::new(["localhost:9092"]).option("queue.buffering.max.kbytes", "1000");
     let small = Settings::resolve(&small).unwrap_or_else(|error| panic!("{error}"));
     assert!(small.client(500 << 10, 32 << 20).is_ok());
     let refused = small.client(1 << 20, 32 << 20).err().map(|error| error.to_string()).unwrap_or_default();
     assert!(refused.contains("queue.buffering.max.kbytes") && refused.contains("1088"), "{refused}");
+}
+
+/// A message beyond the limit of the producer's own client was told as refused by the broker, and became a dead letter.
+#[test]
+fn a_limit_of_the_applications_own_is_named_as_such() {
+    let route = crate::message::Route { transport: "kafka".into(), destination: "t".into() };
+    let message = crate::message::Message::to("t").payload(vec![0; 3 << 20]);
+    let id = crate::message::MessageId::new(1, 1);
+    let outgoing = Outgoing { id, route, lane: None, timestamp: 1, message };
+    let of = |name: &str, value: &str| {
+        let config = KafkaConfig::new(["localhost:9092"]).option(name, value);
+        Settings::resolve(&config).unwrap_or_else(|error| panic!("{error}")).own
+    };
+    use RDKafkaErrorCode::{MessageSizeTooLarge, QueueFull};
+    for (option, value, code) in
+        [("message.max.bytes", "2000000", MessageSizeTooLarge), ("queue.buffering.max.kbytes", "2000", QueueFull)]
+    {
+        let refused = of(option, value).refused(code, &outgoing).unwrap_or_default();
+        assert!(refused.contains(option) && refused.contains(value) && refused.contains("3145728"), "{refused}");
+    }
+    let room = of("queue.buffering.max.kbytes", "4000").refused(QueueFull, &outgoing);
+    assert_eq!(room, None, "it waits for room");
+    assert_eq!(OwnLimits::default().refused(MessageSizeTooLarge, &outgoing), None);
 }
 
 #[cfg(not(feature = "tls"))]

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use rdkafka::bindings::{
     rd_kafka_brokers_add, rd_kafka_conf_destroy, rd_kafka_conf_dump, rd_kafka_conf_dump_free, rd_kafka_conf_new,
-    rd_kafka_message_status, rd_kafka_metadata, rd_kafka_metadata_destroy, rd_kafka_msg_status_t,
-    rd_kafka_offsets_for_times, rd_kafka_test_fatal_error, rd_kafka_topic_conf_destroy, rd_kafka_topic_conf_dump,
-    rd_kafka_topic_conf_new,
+    rd_kafka_message_broker_id, rd_kafka_message_status, rd_kafka_metadata, rd_kafka_metadata_destroy,
+    rd_kafka_msg_status_t, rd_kafka_offsets_for_times, rd_kafka_test_fatal_error, rd_kafka_topic_conf_destroy,
+    rd_kafka_topic_conf_dump, rd_kafka_topic_conf_new,
 };
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::RDKafkaErrorCode;
@@ -22,6 +22,12 @@ pub(super) fn possibly_persisted(message: &BorrowedMessage<'_>) -> bool {
     // only reads the status librdkafka keeps beside it.
     let status = unsafe { rd_kafka_message_status(message.ptr()) };
     status != rd_kafka_msg_status_t::RD_KAFKA_MSG_STATUS_NOT_PERSISTED
+}
+
+/// The number of the broker that a message was sent to; negative: none.
+pub(super) fn broker_of(message: &BorrowedMessage<'_>) -> i32 {
+    // SAFETY: as above; the function only reads the number librdkafka keeps beside the message.
+    unsafe { rd_kafka_message_broker_id(message.ptr()) }
 }
 
 /// Asks any broker for the metadata of the topics the client knows already, to see whether it answers. Blocks for

@@ -15,16 +15,18 @@ use rdkafka::message::{DeliveryResult, Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, PurgeConfig, ThreadedProducer};
 use tracing::{debug, warn};
 
+use super::acks::Acks;
 use super::book::{Book, Role, lock};
-use super::config::Settings;
+use super::config::{OwnLimits, Settings};
 use super::credentials::Credentials;
+use super::cuts::{Counting, Cut, Cuts};
 use super::link::Link;
 use super::log::Log;
 use super::reaper::Reaper;
 use super::share::Share;
 use super::signal::Bell;
 use super::times::{Stamped, Times};
-use super::{classify, ffi};
+use super::{classify, counts, ffi};
 use crate::message::{ACCEPTED_HEADER, ID_HEADER, Outgoing, Position};
 use crate::transport::{Class, Failure, Handover, Refused, Scope};
 
@@ -37,6 +39,9 @@ pub(super) enum Event {
     Renewed,
     /// librdkafka has trouble with a broker.
     Trouble(RDKafkaErrorCode, String),
+    /// A broker closes the connection again and again when the first messages of these partitions are sent: the
+    /// instance, and the evidence.
+    Cut(u64, Vec<Cut>),
     /// The transport is closing.
     Closing,
 }
@@ -52,6 +57,8 @@ pub(super) struct Contacts {
     pub(super) link: Arc<Link>,
     /// Says which time a record is sent with.
     pub(super) times: Arc<Times>,
+    /// The same, while it matters which broker it came from.
+    pub(super) acks: Arc<Acks>,
     /// Destroys the producer in the end.
     pub(super) reaper: Arc<Reaper>,
 }
@@ -63,6 +70,7 @@ pub(super) struct Instance {
     reaper: Arc<Reaper>,
     /// The number of the credentials it was made with.
     credentials: u64,
+    limits: OwnLimits,
 }
 
 impl Drop for Instance {
@@ -85,7 +93,7 @@ impl Instance {
         let (book, reaper) = (Arc::new(Book::new(role)), Arc::clone(&contacts.reaper));
         let callbacks = Callbacks::new(Arc::clone(&book), contacts.clone(), Log::new(settings.clone()));
         let producer = client.create_with_context(callbacks).map_err(|error| settings.scrub(&error.to_string()))?;
-        Ok(Self { producer: Arc::new(producer), book, reaper, credentials: credentials.number })
+        Ok(Self { producer: Arc::new(producer), book, reaper, credentials: credentials.number, limits: settings.own })
     }
 
     /// The number of the credentials it was made with.
@@ -143,6 +151,10 @@ impl Instance {
         if code == RDKafkaErrorCode::Fatal && self.check_fatal() {
             return self.book.given_up().map_or_else(closed, |reason| handed_back(&reason));
         }
+        if let Some(limit) = self.limits.refused(code, message) {
+            let text = format!("{}[{partition}]: message {}: {limit}", message.route.destination, message.id);
+            return Failure::new(Class::Hold, Scope::Lane, text);
+        }
         if code == RDKafkaErrorCode::QueueFull {
             return no_room(message, partition, "librdkafka's queue is full");
         }
@@ -189,7 +201,9 @@ impl Instance {
             return;
         }
         let reason = Arc::new(reason);
-        let messages = self.book.settle_rest(|ticket| ticket.failed(Arc::clone(&reason), true));
+        let messages = self
+            .book
+            .settle_rest(|ticket, suspicion| ticket.failed(suspicion.unwrap_or_else(|| Arc::clone(&reason)), true));
         warn!(messages, "librdkafka never reported on some messages; they count as failed");
     }
 
@@ -260,6 +274,8 @@ pub(super) struct Callbacks {
     log: Log,
     /// The trouble told last, until it was told again.
     told: Mutex<Option<(RDKafkaErrorCode, String)>>,
+    /// How often connections broke while the same first message was under way.
+    cuts: Mutex<Cuts>,
     /// What it said about a broker last.
     trouble: Mutex<Option<Trouble>>,
 }
@@ -283,7 +299,9 @@ impl Trouble {
 
 impl Callbacks {
     fn new(book: Arc<Book>, contacts: Contacts, log: Log) -> Self {
-        Self { book, contacts, log, told: Mutex::default(), trouble: Mutex::default() }
+        let counting = if book.role() == Role::Solo { Counting::Single } else { Counting::Batches };
+        let cuts = Mutex::new(Cuts::new(counting));
+        Self { book, contacts, log, told: Mutex::default(), cuts, trouble: Mutex::default() }
     }
 
     /// rdkafka 0.39 tells each error event twice, one right after the other. Whether this is the second time.
@@ -316,8 +334,19 @@ impl Callbacks {
         }
     }
 
-    fn failed(&self, code: RDKafkaErrorCode, message: &rdkafka::message::BorrowedMessage<'_>) -> (Failure, bool) {
+    fn failed(
+        &self,
+        code: RDKafkaErrorCode,
+        message: &rdkafka::message::BorrowedMessage<'_>,
+        slot: usize,
+    ) -> (Failure, bool) {
         let possibly = ffi::possibly_persisted(message);
+        let purged = matches!(code, RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight);
+        if purged && let Some(suspicion) = self.book.suspicion(slot) {
+            // librdkafka takes a request that was cut off half-way for one that was never sent; so do we, for the
+            // broker reads nothing of it.
+            return (Failure::clone(&suspicion), possibly);
+        }
         let failure = match (code, self.book.given_up()) {
             (RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight, Some(reason)) => handed_back(&reason),
             _ => classify::judge(code).failure(code, message.topic(), message.partition()),
@@ -331,7 +360,20 @@ impl ClientContext for Callbacks {
         self.log.line(level, facility, text);
     }
 
-    fn stats_raw(&self, _: &[u8]) {}
+    fn stats_raw(&self, json: &[u8]) {
+        let Some(counts) = counts::read(json) else { return };
+        let throttle = counts.brokers.values().map(|broker| broker.throttle).max().unwrap_or_default();
+        self.contacts.link.throttled(throttle, Instant::now());
+        let mut cuts = lock(&self.cuts).observe(&counts);
+        match self.book.role() {
+            _ if cuts.is_empty() => {}
+            Role::Producing => {
+                let _ = self.contacts.events.send(Event::Cut(self.book.id(), cuts));
+            }
+            // One message is all there is.
+            Role::Solo => self.book.note_cut(cuts.remove(0)),
+        }
+    }
 
     fn error(&self, error: KafkaError, reason: &str) {
         let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
@@ -355,6 +397,7 @@ impl ProducerContext for Callbacks {
             Ok(message) if message.offset() >= 0 => {
                 let now = Instant::now();
                 self.contacts.link.acknowledged(now);
+                self.contacts.acks.acknowledged(now, || ffi::broker_of(message));
                 let position = Position::Offset { partition: message.partition(), offset: message.offset() };
                 if self.book.acknowledge(slot, now, |ticket| ticket.delivered(position)) {
                     self.contacts.bell.ring();
@@ -375,7 +418,7 @@ impl ProducerContext for Callbacks {
                 if code == RDKafkaErrorCode::InvalidTimestamp {
                     self.book.refused_for_its_time(slot);
                 }
-                let (failure, possibly) = self.failed(code, message);
+                let (failure, possibly) = self.failed(code, message, slot);
                 self.give_up(failure.clone());
                 self.book.settle(slot, |ticket| ticket.failed(Arc::new(failure), possibly));
             }

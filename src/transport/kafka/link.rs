@@ -20,6 +20,11 @@ use crate::transport::{Class, Failure, Monitor, Scope};
 /// which are at most `reconnect.backoff.max.ms` (10 s) and half of that as jitter apart.
 const REASON_HOLDS: Duration = Duration::from_secs(60);
 
+/// Waits shorter than this keep a producer at its pace; no message is late for them.
+const LEAST_THROTTLE: Duration = Duration::from_millis(500);
+/// How long a broker counts as throttling after the time it asked for: what it says next comes within it.
+const THROTTLE_HOLDS: Duration = Duration::from_secs(5);
+
 /// How long an acknowledgement says that somebody is there.
 const ACKNOWLEDGEMENT_HOLDS: Duration = Duration::from_secs(2);
 
@@ -30,6 +35,10 @@ struct State {
     /// Whether "down" was told with a reason that says why nobody answers.
     explained: bool,
     trouble: Option<(Instant, Code, Failure)>,
+    /// What was wrong with some broker last, though others answer since.
+    with_one: Option<(Instant, String)>,
+    /// Until when a broker makes this client wait, and for how long in all.
+    throttled: Option<(Instant, Duration)>,
 }
 
 /// The availability of the cluster.
@@ -84,9 +93,14 @@ impl Link {
         if self.is_up() && acknowledged > 0 && silence < ACKNOWLEDGEMENT_HOLDS {
             return;
         }
+        if let Some(text) = state.throttle(now) {
+            // It does not read what it is asked in that time.
+            self.tell_down(&mut state, Failure::new(Class::Transient, Scope::Transport, text), true);
+            return;
+        }
         let known = state.trouble.as_ref().filter(|(since, ..)| now.duration_since(*since) < REASON_HOLDS);
-        let explained = known.is_some_and(|(_, code, _)| says_why(*code));
-        let failure = known.map_or_else(|| plain(code, ""), |(_, _, failure)| failure.clone());
+        let explained = known.is_some_and(|(_, code, _)| says_why(*code)) || state.recent_with_one(now).is_some();
+        let failure = known.map_or_else(|| state.unexplained(code, now), |(_, _, failure)| failure.clone());
         self.tell_down(&mut state, failure, explained);
     }
 
@@ -99,6 +113,9 @@ impl Link {
         }
         let failure = plain(code, reason);
         let mut state = lock(&self.state);
+        if says_why(code) {
+            state.with_one = Some((now, failure.reason.clone()));
+        }
         // "Timed out" and "broke off" say less than why the login failed a moment ago.
         let better = state.trouble.as_ref().is_none_or(|(since, _, before)| {
             failure.class >= before.class || now.duration_since(*since) >= REASON_HOLDS
@@ -110,6 +127,28 @@ impl Link {
                 self.tell_down(&mut state, failure, true);
             }
         }
+    }
+
+    /// The longest time that a broker asked this client to wait, of late; zero: none did.
+    pub(super) fn throttled(&self, wait: Duration, now: Instant) {
+        if wait >= LEAST_THROTTLE {
+            let mut state = lock(&self.state);
+            if state.throttle(now).is_none() {
+                tracing::warn!(?wait, "a broker of Kafka throttles this producer: a quota");
+            }
+            state.throttled = Some((now + wait + THROTTLE_HOLDS, wait));
+        }
+    }
+
+    /// That a broker makes this client wait, if it does.
+    pub(super) fn throttle(&self, now: Instant) -> Option<String> {
+        lock(&self.state).throttle(now)
+    }
+
+    /// What is known to be wrong with a broker, of which others may know nothing.
+    pub(super) fn trouble_with_one(&self, now: Instant) -> Option<String> {
+        let state = lock(&self.state);
+        state.throttle(now).or_else(|| state.recent_with_one(now).map(str::to_owned))
     }
 
     /// A route that was missing is there.
@@ -135,6 +174,32 @@ impl Link {
         if let Some(monitor) = self.monitor.get() {
             monitor.down(failure);
         }
+    }
+}
+
+impl State {
+    fn recent_with_one(&self, now: Instant) -> Option<&str> {
+        let recent = self.with_one.as_ref().filter(|(since, _)| now.duration_since(*since) < REASON_HOLDS);
+        recent.map(|(_, reason)| reason.as_str())
+    }
+
+    /// A question got no answer, and librdkafka gave no reason since the last answer. It says the same thing about the
+    /// same broker once in half a minute, however often others answer: that may still be the reason.
+    fn unexplained(&self, code: Code, now: Instant) -> Failure {
+        let mut failure = plain(code, "");
+        if let Some(reason) = self.recent_with_one(now) {
+            failure.reason = format!("{}; {reason}", failure.reason);
+        }
+        failure
+    }
+
+    fn throttle(&self, now: Instant) -> Option<String> {
+        let (_, wait) = self.throttled.filter(|(until, _)| now < *until)?;
+        let seconds = wait.as_secs_f64();
+        Some(format!(
+            "the broker throttles this producer, which is beyond its quota (producer_byte_rate or \
+             request_percentage): it makes it wait for up to {seconds:.1} s"
+        ))
     }
 }
 
@@ -238,6 +303,38 @@ mod tests {
         let heard = lock(&heard);
         assert_eq!(heard.len(), 2, "{heard:?}");
         assert!(heard[0].contains("Connection refused"), "{heard:?}");
+    }
+
+    /// A broker that made the producer wait for a quota answered no questions in that time. The transport reported an outage:
+    /// "no answer in time".
+    #[test]
+    fn a_broker_that_throttles_is_said_to_do_so_until_it_stops() {
+        let (link, heard) = link();
+        let now = Instant::now();
+        link.throttled(Duration::from_millis(20), now);
+        assert_eq!(link.throttle(now), None, "too short to matter");
+        link.throttled(Duration::from_secs(12), now);
+        link.down(Code::OperationTimedOut, now + Duration::from_secs(8));
+        assert!(lock(&heard)[0].contains("throttles") && lock(&heard)[0].contains("12.0 s"), "{heard:?}");
+        assert!(link.trouble_with_one(now).is_some_and(|text| text.contains("throttles")));
+        assert_eq!(link.throttle(now + Duration::from_secs(12) + THROTTLE_HOLDS), None);
+    }
+
+    /// While others answered, nothing said which broker it was whose name did not resolve.
+    #[test]
+    fn what_is_wrong_with_one_broker_is_known_while_others_answer() {
+        let (link, heard) = link();
+        let now = Instant::now();
+        link.trouble(Code::Resolve, "b2:9092/2: Failed to resolve 'b2:9092'", now);
+        link.up();
+        assert!(link.trouble_with_one(now).is_some_and(|text| text.contains("b2:9092")));
+        link.trouble(Code::OperationTimedOut, "1 request(s) timed out", now);
+        link.trouble(Code::AllBrokersDown, "2/2 brokers are down", now);
+        assert!(link.trouble_with_one(now).is_some_and(|text| text.contains("b2:9092")));
+        link.up();
+        link.down(Code::OperationTimedOut, now);
+        assert!(lock(&heard).last().is_some_and(|text| text.contains("b2:9092")), "{heard:?}");
+        assert_eq!(link.trouble_with_one(now + REASON_HOLDS), None);
     }
 
     /// On a slow machine the question was given up before librdkafka had come to the port: "connection refused" was then

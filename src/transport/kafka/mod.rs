@@ -12,17 +12,23 @@
 //! producer together with their offsets, and returns those.
 //!
 //! Which time a record is sent with is decided in one place (`times`), by the topic's settings (`inquiries`).
+//! librdkafka tries again for ever, and says neither that the connection broke while a batch was under way nor that a
+//! broker throttles. Both are read from what it counts (`counts`, once a second): `cuts` is the evidence that a broker
+//! closes the connection because of a message, `suspect` what is done about it.
 //!
 //! Threads: librdkafka's own, its event thread (reports), `outlast-kafka-meta` (asks about topics, hands over what
 //! waited), `outlast-kafka-keep` (rebuilds), `outlast-kafka-care` (idle connections, files that change), and, when needed, `outlast-kafka-solo` and, while a producer is being
 //! destroyed, `outlast-kafka-end`.
 
+mod acks;
 mod batch;
 mod book;
 mod broker_clock;
 mod classify;
 mod config;
+mod counts;
 mod credentials;
+mod cuts;
 mod describe;
 mod dispatch;
 mod ffi;
@@ -44,6 +50,7 @@ mod security;
 mod share;
 mod signal;
 mod solo;
+mod suspect;
 mod times;
 mod topics;
 mod upkeep;
@@ -57,6 +64,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::config::ClientConfig;
 
+use self::acks::Acks;
 use self::batch::BatchSize;
 use self::book::{Role, lock};
 use self::config::Settings;
@@ -78,6 +86,10 @@ use crate::message::{Body, Message, Outgoing};
 pub use self::config::KafkaConfig;
 pub use self::times::ExpiredTimes;
 
+/// How often librdkafka says what it has counted: some kilobytes, and one more for each partition that is sent to.
+const COUNT_EVERY: Duration = Duration::from_secs(1);
+/// The same while a message is tried by itself, when there are few partitions and others wait for it.
+const COUNT_ALONE_EVERY: Duration = Duration::from_millis(250);
 /// The longest topic name Kafka allows.
 const TOPIC_NAME_MAX: usize = 249;
 
@@ -97,6 +109,7 @@ struct Shared {
     topics: Topics,
     times: Arc<Times>,
     link: Arc<Link>,
+    acks: Arc<Acks>,
     solo: Solo,
     batch: BatchSize,
     reaper: Arc<Reaper>,
@@ -130,6 +143,7 @@ impl KafkaTransport {
             seat: Seat::default(),
             topics: Topics::default(),
             link: Arc::default(),
+            acks: Arc::default(),
             solo: Solo::default(),
             reaper: Arc::default(),
             keepalive: Keepalive::default(),
@@ -241,6 +255,14 @@ impl Transport for KafkaTransport {
         }
     }
 
+    fn trouble(&self) -> Option<String> {
+        self.shared.link.trouble_with_one(Instant::now())
+    }
+
+    fn throttled(&self) -> Option<String> {
+        self.shared.link.throttle(Instant::now())
+    }
+
     fn close(&self, grace: Duration) {
         let shared = &self.shared;
         if shared.closing.swap(true, Ordering::AcqRel) {
@@ -319,6 +341,7 @@ impl Shared {
         if let Some(smaller) = self.batch.smaller() {
             client.set("batch.size", smaller.to_string());
         }
+        client.set("statistics.interval.ms", COUNT_EVERY.as_millis().to_string());
         Instance::new(&client, &self.settings, credentials, Role::Producing, &self.contacts())
     }
 
@@ -329,6 +352,7 @@ impl Shared {
         client.set("queue.buffering.max.ms", "0");
         client.remove("linger.ms");
         let credentials = self.settings.credentials.current();
+        client.set("statistics.interval.ms", COUNT_ALONE_EVERY.as_millis().to_string());
         Instance::new(&client, &self.settings, &credentials, Role::Solo, &self.contacts())
     }
 
@@ -338,6 +362,7 @@ impl Shared {
             bell: Arc::clone(&self.bell),
             link: Arc::clone(&self.link),
             times: Arc::clone(&self.times),
+            acks: Arc::clone(&self.acks),
             reaper: Arc::clone(&self.reaper),
         }
     }

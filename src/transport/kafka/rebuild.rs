@@ -9,9 +9,8 @@ use std::time::{Duration, Instant};
 
 use rdkafka::error::RDKafkaErrorCode as Code;
 
-use super::Shared;
 use super::instance::{Event, Instance, handed_back};
-use super::renewal;
+use super::{Shared, renewal, suspect};
 
 /// How much longer than `request.timeout.ms` a request on the wire may take before it counts as lost.
 const WIRE_MARGIN: Duration = Duration::from_secs(5);
@@ -27,6 +26,7 @@ pub(super) fn run(shared: &Shared, events: &Receiver<Event>) {
             Ok(Event::GivenUp) => failures = rebuild(shared, events, failures),
             Ok(Event::Renewed) => renewal::switch(shared),
             Ok(Event::Trouble(code, reason)) => heed(shared, code, &reason),
+            Ok(Event::Cut(instance, cuts)) => suspect::act(shared, instance, &cuts),
             Ok(Event::Closing) | Err(_) => {}
         }
     }
@@ -96,7 +96,7 @@ fn pause(shared: &Shared, events: &Receiver<Event>, time: Duration) {
             Ok(Event::Trouble(code, reason)) => heed(shared, code, &reason),
             // What is made next is made with the same credentials.
             Ok(Event::Renewed) => renewal::discard(shared),
-            Ok(Event::GivenUp | Event::Closing) => {}
+            Ok(Event::GivenUp | Event::Cut(..) | Event::Closing) => {}
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => return,
         }
     }

@@ -35,6 +35,9 @@ pub(super) struct Share {
     moved_at: AtomicU64,
     /// What is known of its topic's settings on times.
     times: Arc<TopicTimes>,
+    /// Since when the broker is suspected to close the connection because of the partition's first message; 0: it is
+    /// not, or that message is being tried by itself by now.
+    suspected_at: AtomicU64,
 }
 
 impl Share {
@@ -100,6 +103,16 @@ impl Share {
     /// Whether something was reported on after `then`.
     pub(super) fn has_moved_since(&self, then: Instant) -> bool {
         self.moved_at.load(Ordering::Relaxed) > millis(then)
+    }
+
+    /// The broker is suspected to close the connection because of the partition's first message.
+    pub(super) fn suspect(&self, now: Instant) {
+        self.suspected_at.store(millis(now), Ordering::Relaxed);
+    }
+
+    /// Since when that is so, as [`millis`]; it is not any more after this.
+    pub(super) fn take_suspicion(&self) -> Option<u64> {
+        Some(self.suspected_at.swap(0, Ordering::Relaxed)).filter(|&since| since > 0)
     }
 
     /// Whether nothing is owned.

@@ -5,17 +5,19 @@
 //! within the patience is handed back: others wait behind it.
 
 use std::cell::Cell;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::Shared;
 use super::book::lock;
+use super::cuts::Cut;
 use super::instance::{Instance, closed};
-use super::rebuild;
-use super::share::Share;
+use super::share::{Share, millis};
 use super::times::Stamped;
+use super::{rebuild, suspect};
+use crate::message::MessageId;
 use crate::transport::{Class, Failure, Handover, Outcome, Recipient, Refused, Scope, Ticket};
 
 /// An instance that had nothing to do for so long is closed.
@@ -28,6 +30,8 @@ const INTRODUCTION: Duration = Duration::from_secs(1);
 const REPORT: Duration = Duration::from_secs(1);
 /// The most messages that wait; the producer sends single probes.
 const MOST_WAITING: usize = 1_000;
+/// The most messages of which it is remembered since when the broker closes the connection for them.
+const MOST_CUT: usize = 1_000;
 
 /// A message and where it goes.
 struct Job {
@@ -49,6 +53,8 @@ struct State {
 pub(super) struct Solo {
     state: Mutex<State>,
     arrived: Condvar,
+    /// Since when (as [`millis`]) the broker closes the connection when one of these is sent.
+    cut: Mutex<HashMap<MessageId, u64>>,
 }
 
 impl Solo {
@@ -116,6 +122,17 @@ impl Solo {
         }
     }
 
+    /// Since when the broker closes the connection for a message that is now tried by itself and was `suspected` before.
+    fn cut_since(&self, id: MessageId, suspected: Option<u64>, now: Instant) -> u64 {
+        let mut cut = lock(&self.cut);
+        if cut.len() >= MOST_CUT && !cut.contains_key(&id) {
+            // The one that was forgotten begins anew: it is judged later, and no worse.
+            let oldest = cut.iter().min_by_key(|(_, since)| **since).map(|(id, _)| *id);
+            oldest.and_then(|oldest| cut.remove(&oldest));
+        }
+        *cut.entry(id).or_insert_with(|| suspected.unwrap_or_else(|| millis(now)))
+    }
+
     fn take_rest(&self) -> VecDeque<Job> {
         std::mem::take(&mut lock(&self.state).jobs)
     }
@@ -156,8 +173,14 @@ fn run(shared: &Arc<Shared>) {
         if failures > 0 {
             shared.stopped.wait(rebuild::backoff(failures, fastrand::f64()));
         }
-        let (outcome, too_large) = try_alone(shared, &mut instance, &job);
-        remember(shared, &job, &outcome, too_large);
+        let began = Instant::now();
+        shared.acks.watch(began);
+        let suspected = job.share.take_suspicion();
+        let mut tried = try_alone(shared, &mut instance, &job);
+        judge_cut(shared, &job, &mut tried, suspected, began);
+        judge_time(shared, &job, &mut tried);
+        remember(shared, &job, &tried);
+        let outcome = tried.outcome;
         // A verdict is an answer, whatever it says; only an instance that fails by itself must not spin.
         let answered = match &outcome {
             Outcome::Delivered(_) => true,
@@ -177,42 +200,82 @@ fn run(shared: &Arc<Shared>) {
     }
 }
 
+/// If the broker closes the connection for the message, says whose fault that is.
+fn judge_cut(shared: &Shared, job: &Job, tried: &mut Tried, suspected: Option<u64>, began: Instant) {
+    let id = job.handover.message.id;
+    if let (Some(cut), Outcome::Failed { failure, .. }) = (&tried.cut, &mut tried.outcome) {
+        let since = shared.solo.cut_since(id, suspected, began);
+        let others_pass = shared.acks.any_since(cut.broker, since);
+        *failure = Arc::new(suspect::verdict(&job.handover.message, cut, others_pass));
+    } else if matches!(tried.outcome, Outcome::Delivered(_)) {
+        lock(&shared.solo.cut).remove(&id);
+    }
+}
+
+/// A time that the library chose says nothing about the message: it is tried with another.
+fn judge_time(shared: &Shared, job: &Job, tried: &mut Tried) {
+    if let (Outcome::Failed { failure, .. }, Some(stamped)) = (&mut tried.outcome, tried.refused_time) {
+        let topic = &job.handover.message.route.destination;
+        if let Some(other) = job.share.times().refused(&shared.times, topic, stamped) {
+            *failure = Arc::new(other);
+        }
+    }
+}
+
 /// Notes which sizes the topic takes, before the message is reported on: what comes next is judged by it.
-fn remember(shared: &Shared, job: &Job, outcome: &Outcome, too_large: bool) {
+fn remember(shared: &Shared, job: &Job, tried: &Tried) {
     let (message, now) = (&job.handover.message, Instant::now());
     let Some(topic) = shared.topics.find(&message.route.destination) else { return };
-    if matches!(outcome, Outcome::Delivered(_)) {
+    if matches!(tried.outcome, Outcome::Delivered(_)) {
         topic.state().passed(message.message.size(), now);
-    } else if too_large {
+    } else if tried.too_large {
         topic.state().refused(message.message.size(), now);
         shared.batch.restore();
     }
 }
 
-/// Sends one message and waits for its outcome, and whether that is that it is too large; an instance that failed has
-/// been retired when this returns.
-fn try_alone(shared: &Shared, place: &mut Option<Instance>, job: &Job) -> (Outcome, bool) {
-    let failed = |text: String, possibly_delivered| {
+/// What came of a message that was tried by itself.
+struct Tried {
+    outcome: Outcome,
+    /// The broker refused it as too large.
+    too_large: bool,
+    /// The evidence that the broker closes the connection for it.
+    cut: Option<Cut>,
+    /// The time that the broker refused.
+    refused_time: Option<Stamped>,
+}
+
+impl Tried {
+    fn new(outcome: Outcome) -> Self {
+        Self { outcome, too_large: false, cut: None, refused_time: None }
+    }
+
+    fn failed(text: String, possibly_delivered: bool) -> Self {
         let failure = Arc::new(Failure::new(Class::Transient, Scope::Lane, text));
-        (Outcome::Failed { failure, possibly_delivered }, false)
-    };
+        Self::new(Outcome::Failed { failure, possibly_delivered })
+    }
+}
+
+/// Sends one message and waits for its outcome; an instance that failed has been retired when this returns.
+fn try_alone(shared: &Shared, place: &mut Option<Instance>, job: &Job) -> Tried {
     let current = shared.settings.credentials.current().number;
     let instance = match place.take().filter(|instance| instance.credentials() == current) {
         Some(instance) => instance,
         None => match shared.solo_instance() {
             Ok(instance) => instance,
-            Err(reason) => return failed(format!("no instance to try the message by itself: {reason}"), false),
+            Err(reason) => return Tried::failed(format!("no instance to try the message by itself: {reason}"), false),
         },
     };
     // An instance that knows the topic sends at once; if nobody answers now, the message waits in it.
     let _ = instance.client().fetch_metadata(Some(&job.handover.message.route.destination), INTRODUCTION);
+    instance.book().take_cut();
     let watch = Arc::new(Watch::default());
     let message = Arc::clone(&job.handover.message);
     let handover = Handover { message, alone: true, ticket: Ticket::new(Arc::clone(&watch) as Arc<dyn Recipient>) };
     if let Err(refused) = instance.send(handover, job.partition, &job.share) {
         refused.handover.ticket.withdraw();
         rebuild::retire(shared, &instance);
-        return (Outcome::Failed { failure: refused.failure, possibly_delivered: false }, false);
+        return Tried::new(Outcome::Failed { failure: refused.failure, possibly_delivered: false });
     }
     // A fatal error without a report is as good as one; but librdkafka raises the error first and reports with the
     // broker's verdict a moment later.
@@ -220,42 +283,32 @@ fn try_alone(shared: &Shared, place: &mut Option<Instance>, job: &Job) -> (Outco
     let verdict = watch.wait(PATIENCE, || {
         let fatal = || instance.check_fatal().then(|| fatal_since.get().unwrap_or_else(Instant::now));
         fatal_since.set(fatal());
-        shared.is_stopped() || fatal_since.get().is_some_and(|since| since.elapsed() >= REPORT)
+        let is_fatal = fatal_since.get().is_some_and(|since| since.elapsed() >= REPORT);
+        shared.is_stopped() || is_fatal || instance.book().is_cut()
     });
-    let (mut given_up_for, mut too_large, mut refused_time) = (None, false, None);
-    if let Some(Outcome::Delivered(_)) = verdict {
+    if let Some(delivered @ Outcome::Delivered(_)) = verdict {
         *place = Some(instance);
-    } else {
-        if verdict.is_none() {
-            // Unless it failed already, in which case the first reason stays.
-            instance.give_up(no_verdict(job));
-        }
-        given_up_for = instance.book().given_up();
-        rebuild::retire(shared, &instance);
-        too_large = instance.book().too_large().0 > 0;
-        refused_time = instance.book().refused_time();
+        return Tried::new(delivered);
     }
-    let (outcome, too_large) = match (verdict, lock(&watch.outcome).take()) {
-        (Some(verdict), _) => (verdict, too_large),
+    let cut = instance.book().take_cut().filter(|_| verdict.is_none());
+    if verdict.is_none() {
+        // Unless it failed already, in which case the first reason stays.
+        instance.give_up(no_verdict(job));
+    }
+    let given_up_for = instance.book().given_up();
+    rebuild::retire(shared, &instance);
+    let too_large = instance.book().too_large().0 > 0;
+    let refused_time = instance.book().refused_time();
+    match (verdict, lock(&watch.outcome).take()) {
+        (Some(outcome), _) => Tried { outcome, too_large, cut, refused_time },
         // Retiring the instance made librdkafka hand the message back; that is not why it failed.
         (None, Some(Outcome::Failed { possibly_delivered, .. })) => {
             let failure = given_up_for.unwrap_or_else(|| Arc::new(no_verdict(job)));
-            (Outcome::Failed { failure, possibly_delivered }, too_large)
+            Tried { outcome: Outcome::Failed { failure, possibly_delivered }, too_large, cut, refused_time }
         }
-        (None, Some(delivered @ Outcome::Delivered(_))) => (delivered, false),
+        (None, Some(delivered @ Outcome::Delivered(_))) => Tried::new(delivered),
         // Whatever became of it, librdkafka had it.
-        (None, None) => failed("the message tried by itself was not reported on".to_owned(), true),
-    };
-    (judge_time(shared, job, outcome, refused_time), too_large)
-}
-
-/// A time that the library chose says nothing about the message: it is tried with another.
-fn judge_time(shared: &Shared, job: &Job, verdict: Outcome, refused: Option<Stamped>) -> Outcome {
-    let (Outcome::Failed { possibly_delivered, .. }, Some(stamped)) = (&verdict, refused) else { return verdict };
-    let topic = &job.handover.message.route.destination;
-    match job.share.times().refused(&shared.times, topic, stamped) {
-        Some(failure) => Outcome::Failed { failure: Arc::new(failure), possibly_delivered: *possibly_delivered },
-        None => verdict,
+        (None, None) => Tried::failed("the message tried by itself was not reported on".to_owned(), true),
     }
 }
 
