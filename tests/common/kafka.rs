@@ -27,14 +27,14 @@ pub struct Record {
     pub id: Option<MessageId>,
 }
 
-/// Creates a topic and waits until every partition has a leader.
+/// Creates a topic, replicated as the brokers do by default, and waits until every partition has a leader.
 pub fn create_topic(broker: &str, name: &str, partitions: i32) {
     create_topic_with(broker, name, partitions, &[]);
 }
 
 /// The same, with settings of the topic (`max.message.bytes`, say).
 pub fn create_topic_with(broker: &str, name: &str, partitions: i32, settings: &[(&str, &str)]) {
-    let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(1));
+    let mut topic = NewTopic::new(name, partitions, TopicReplication::Fixed(-1));
     for (key, value) in settings {
         topic = topic.set(key, value);
     }

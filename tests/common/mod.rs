@@ -27,7 +27,7 @@ pub use child::{Acks, Child, Output, run, run_unread, run_with};
 pub use disk::Disk;
 pub use lines::{first_field, input_lines, log_lines};
 pub use ports::claim_port;
-pub use servers::{KafkaServer, RedisServer, kafka_address, redis_address};
+pub use servers::{Kafka3Server, KafkaServer, RedisServer, kafka_address, redis_address};
 
 /// A name that no other test, and no earlier run against the same servers, has used.
 pub fn unique(name: &str) -> String {

@@ -26,6 +26,10 @@ fn shared(variable: &str) -> String {
 /// A Kafka broker of the test's own; it is gone, with its data, when this is dropped.
 pub struct KafkaServer(Server);
 
+/// Three Kafka brokers of the test's own, `address` names all three (`kafka3` of `scripts/services`); they are gone, with
+/// their data, when this is dropped.
+pub struct Kafka3Server(Server);
+
 /// A Redis server of the test's own; it is gone, with its data, when this is dropped.
 pub struct RedisServer(Server);
 
@@ -67,6 +71,20 @@ macro_rules! server {
 
 server!(KafkaServer, "kafka", "OUTLAST_TEST_KAFKA");
 server!(RedisServer, "redis", "OUTLAST_TEST_REDIS");
+server!(Kafka3Server, "kafka3", "OUTLAST_TEST_KAFKA3");
+
+impl Kafka3Server {
+    /// Where a test may put proxies, broker by broker: these addresses are free, and the brokers' second listener
+    /// advertises them.
+    pub fn front(&self) -> Vec<String> {
+        self.0.addresses("OUTLAST_TEST_KAFKA3_FRONT")
+    }
+
+    /// Where that listener is, broker by broker.
+    pub fn back(&self) -> Vec<String> {
+        self.0.addresses("OUTLAST_TEST_KAFKA3_BACK")
+    }
+}
 
 /// One server in a directory of its own, handled through `scripts/services`.
 struct Server {
@@ -84,13 +102,19 @@ impl Server {
         let dir = shared.join(format!("private/{}-{number}", std::process::id()));
         let mut server = Self { name, dir, address: String::new() };
         server.script("up");
-        let printed = server.run(&["env"]);
-        server.address = printed
-            .lines()
-            .find_map(|line| line.strip_prefix(variable)?.strip_prefix('='))
-            .unwrap_or_else(|| panic!("scripts/services env printed no {variable}: {printed}"))
-            .to_owned();
+        server.address = server.variable(variable);
         server
+    }
+
+    /// What the script says one of the server's variables is.
+    fn variable(&self, variable: &str) -> String {
+        let printed = self.run(&["env"]);
+        let value = printed.lines().find_map(|line| line.strip_prefix(variable)?.strip_prefix('='));
+        value.unwrap_or_else(|| panic!("scripts/services env printed no {variable}: {printed}")).to_owned()
+    }
+
+    fn addresses(&self, variable: &str) -> Vec<String> {
+        self.variable(variable).split(',').map(str::to_owned).collect()
     }
 
     fn script(&self, command: &str) {
