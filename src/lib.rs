@@ -127,9 +127,11 @@
 pub mod admin;
 mod clock;
 mod config;
+mod doctor;
 mod drainer;
 mod error;
 mod failure;
+mod finding;
 mod message;
 mod outbox;
 mod planted;

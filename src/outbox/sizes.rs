@@ -99,6 +99,48 @@ fn segment_bytes(options: &OutboxOptions, found: Option<u32>, max_bytes: u64, re
     found.filter(|&found| !given && found >= least && found <= options.segment_bytes).unwrap_or(derived)
 }
 
+/// Segments that an outbox in use takes from its start: one that is written, one kept ready, three for settlements.
+const AT_START: u64 = 5;
+/// Of dead letters: one, and three for settlements.
+const DEAD_AT_START: u64 = 4;
+
+/// The room that an outbox has and needs, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Free on the disk, for this user.
+    pub free: u64,
+    /// What its segments take now.
+    pub taken: u64,
+    /// What they take once it is in use, at least; what they take now is a part of it.
+    pub least: u64,
+    /// What they may take for messages and dead letters.
+    pub most: u64,
+    /// The length of a segment.
+    pub segment: u64,
+}
+
+impl Room {
+    /// Looks at the disk that `nearest` lies on: the outbox's directory, or the one it would be made in.
+    ///
+    /// # Errors
+    /// The system does not say.
+    pub fn of(options: &OutboxOptions, paths: &Paths, nearest: &Path) -> std::io::Result<Self> {
+        let stat = rustix::fs::statvfs(nearest)?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let taken = log_bytes(paths);
+        let found = Lengths { wal: segment_bytes_of(&paths.wal()), dead: segment_bytes_of(&paths.dead()) };
+        let Sizes { wal, dead } = Sizes::on(options, found, || free.saturating_add(taken));
+        let of = |log: LogSize, segments: u64| u64::from(log.segment_bytes) * segments;
+        Ok(Self {
+            free,
+            taken,
+            least: of(wal, AT_START) + of(dead, DEAD_AT_START),
+            most: of(wal, wal.segments.into()) + of(dead, dead.segments.into()),
+            segment: wal.segment_bytes.into(),
+        })
+    }
+}
+
 fn free_bytes(root: &Path) -> u64 {
     rustix::fs::statvfs(root).map_or(u64::MAX, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
 }

@@ -5,6 +5,7 @@ mod check;
 mod dead;
 #[cfg(feature = "kafka")]
 mod demo;
+mod doctor;
 mod drain;
 mod exit;
 mod open;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Command::Peek(args) => peek::run(&args),
         Command::Dead(args) => dead::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Repair(args) => repair::run(&args),
         #[cfg(feature = "kafka")]
         Command::Demo(args) => demo::run(&args),

@@ -46,7 +46,7 @@ impl Destination {
 }
 
 /// The password of the environment, which nobody may have meant for this broker.
-fn password_around() -> Result<Option<String>, Problem> {
+pub fn password_around() -> Result<Option<String>, Problem> {
     match std::env::var(PASSWORD_VARIABLE) {
         Ok(password) => Ok(Some(password)),
         Err(std::env::VarError::NotPresent) => Ok(None),

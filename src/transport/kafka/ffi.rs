@@ -1,4 +1,5 @@
-//! The four calls of librdkafka that rdkafka does not wrap. The only `unsafe` of the transport.
+//! The four calls of librdkafka that rdkafka does not wrap. With `doctor/ffi.rs` the
+//! only `unsafe` of the transport.
 
 use std::ffi::CStr;
 use std::ptr;

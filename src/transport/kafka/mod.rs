@@ -20,6 +20,7 @@ mod book;
 mod classify;
 mod config;
 mod dispatch;
+mod doctor;
 mod ffi;
 mod fixed;
 mod instance;
@@ -61,6 +62,7 @@ use crate::clock;
 use crate::message::{Body, Message, Outgoing};
 
 pub use self::config::KafkaConfig;
+pub(super) use self::doctor::examine;
 
 /// The longest topic name Kafka allows.
 const TOPIC_NAME_MAX: usize = 249;

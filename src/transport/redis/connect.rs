@@ -14,6 +14,8 @@ use redis::{AsyncConnectionConfig, Client, ConnectionAddr, IntoConnectionInfo, P
 
 use super::classify;
 use super::config::RedisConfig;
+use super::settings::ServerSettings;
+use crate::finding::{Finding, Severity};
 use crate::transport::{Class, Failure, Scope, StartError};
 
 /// Makes the client, which does not connect yet. Reads the certificates.
@@ -72,6 +74,15 @@ fn read_pem(path: &Path, block: &str) -> Result<Vec<u8>, StartError> {
 
 /// Connects, and finds out whether messages can be sent.
 pub(super) async fn connect(client: &Client, config: &RedisConfig) -> Result<MultiplexedConnection, Failure> {
+    dial(client, config, true).await
+}
+
+/// Connects and logs in, whether messages can be sent or not.
+pub(super) async fn log_in(client: &Client, config: &RedisConfig) -> Result<MultiplexedConnection, Failure> {
+    dial(client, config, false).await
+}
+
+async fn dial(client: &Client, config: &RedisConfig, to_send: bool) -> Result<MultiplexedConnection, Failure> {
     let address = config.address();
     let limits = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(config.connect_timeout))
@@ -80,6 +91,9 @@ pub(super) async fn connect(client: &Client, config: &RedisConfig) -> Result<Mul
         let connecting = client.get_multiplexed_async_connection_with_config(&limits);
         let mut connection = connecting.await.map_err(|error| classify::client(&error, &address))?;
         greet(&mut connection, config, &address).await?;
+        if to_send {
+            find_fit(&mut connection, &address).await?;
+        }
         Ok(connection)
     };
     let connected = tokio::time::timeout(config.connect_timeout, greeted).await;
@@ -128,6 +142,10 @@ async fn greet(connection: &mut MultiplexedConnection, config: &RedisConfig, add
     for value in ask(connection, &login, address).await? {
         refuse(&value, address)?;
     }
+    Ok(())
+}
+
+async fn find_fit(connection: &mut MultiplexedConnection, address: &str) -> Result<(), Failure> {
     // An empty transaction: a user who may not use one would get an ordered batch applied piecemeal.
     let mut fitness = Pipeline::new();
     fitness.cmd("MULTI").cmd("EXEC").cmd("PING").cmd("ROLE");
@@ -152,7 +170,7 @@ async fn greet(connection: &mut MultiplexedConnection, config: &RedisConfig, add
     }
 }
 
-async fn ask(
+pub(super) async fn ask(
     connection: &mut MultiplexedConnection,
     commands: &Pipeline,
     address: &str,
@@ -177,35 +195,16 @@ fn is_forbidden(value: &Value) -> bool {
 /// Warns of settings under which the server itself loses what it acknowledged, where it lets us see them.
 pub(super) async fn warn_of_settings(mut connection: MultiplexedConnection, address: String) {
     let mut questions = Pipeline::new();
-    for name in ["maxmemory-policy", "appendonly", "appendfsync"] {
-        questions.cmd("CONFIG").arg("GET").arg(name);
-    }
+    ServerSettings::ask(&mut questions);
     /// Nobody waits for it; a server that is slow to tell is not asked again.
     const PATIENCE: Duration = Duration::from_secs(5);
     let asked = connection.send_packed_commands(&questions, 0, questions.len());
     let Ok(Ok(values)) = tokio::time::timeout(PATIENCE, asked).await else { return };
-    let [policy, append_only, fsync] = [0, 1, 2].map(|at| values.get(at).and_then(setting));
-    if let Some(policy) = policy.filter(|policy| policy != "noeviction") {
-        tracing::warn!(%address, %policy, "Redis may evict whole streams when its memory is full; set maxmemory-policy noeviction");
-    }
-    match (append_only.as_deref(), fsync.as_deref()) {
-        (Some("no"), _) => {
-            tracing::warn!(%address, "Redis keeps no append-only file: a crash loses what it acknowledged since its last snapshot");
+    for Finding { severity, what, advice, .. } in ServerSettings::read(&values).findings(&address) {
+        match severity {
+            Severity::Problem => tracing::warn!(%address, "{what}; {advice}"),
+            Severity::Note => tracing::info!(%address, "{what}; {advice}"),
         }
-        (_, Some(fsync)) if fsync != "always" => {
-            tracing::info!(%address, appendfsync = %fsync, "Redis may lose about a second of acknowledged messages in a power cut");
-        }
-        _ => {}
-    }
-}
-
-fn setting(value: &Value) -> Option<String> {
-    match value {
-        Value::Array(pair) => match pair.get(1)? {
-            Value::BulkString(text) => String::from_utf8(text.clone()).ok(),
-            _ => None,
-        },
-        _ => None,
     }
 }
 

@@ -13,7 +13,9 @@
 mod classify;
 mod config;
 mod connect;
+mod doctor;
 mod entry;
+mod settings;
 mod stream;
 mod unit;
 mod writer;
@@ -26,6 +28,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 pub use config::{FieldNames, RedisConfig, Secret, Trim};
+pub(super) use doctor::examine;
 
 use super::{Class, Failure, Handover, Monitor, Refused, Scope, StartError, Transport};
 use crate::clock;
