@@ -2,7 +2,7 @@
 //!
 //! The checks themselves are one module of the library (`doctor`), which knows no outbox that is open and no producer;
 //! here they are asked in turn. An outbox that is there is read and left as it is, beside a live producer too. Where there
-//! is none yet, one small file is written in the directory that it would be made in, and removed.
+//! is none yet, one small file is written in its directory, or in the one that it would be made in, and removed.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -163,7 +163,7 @@ fn check(config: &Config, password: Option<&str>, timeout: Duration) -> Result<B
 /// What can be seen without a broker. Returns what is pending.
 fn local(config: &Config, fitness: &Fitness, report: &mut Report) -> Pending {
     report.outbox = fitness.paths.root().to_owned();
-    report.exists = fitness.exists();
+    report.exists = fitness.has_outbox();
     let (nearest, findings) = (&fitness.nearest, &mut report.findings);
     let refused = disk::directory(fitness);
     let is_refused = refused.is_some();
@@ -189,7 +189,7 @@ fn local(config: &Config, fitness: &Fitness, report: &mut Report) -> Pending {
         Err(error) => findings.push(disk::not_checked(nearest.display(), "free space", &error)),
     }
     findings.extend(process::open_files(config.transports.len()));
-    if !fitness.exists() {
+    if !report.exists {
         if !is_refused && has_inodes {
             findings.extend(probe::run(nearest));
         }

@@ -113,7 +113,7 @@ pub fn inodes(fitness: &Fitness) -> Option<Finding> {
         Ok(stat) => stat,
         Err(errno) => return Some(not_checked(subject, "number of free inodes", &errno)),
     };
-    let needed = if fitness.paths.wal().is_dir() { INODES_MORE } else { INODES };
+    let needed = if fitness.has_outbox() { INODES_MORE } else { INODES };
     (stat.f_files > 0 && stat.f_favail < needed).then(|| {
         let what = format!("{} inodes are free, and an outbox needs some {needed}", stat.f_favail);
         Finding::problem(Code::NoInodes, subject, what, "remove small files there, or name another disk")

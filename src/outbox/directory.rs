@@ -255,9 +255,10 @@ impl Fitness {
         Ok(Self { nearest: PathBuf::from("/"), refusal: None, paths })
     }
 
-    /// Whether there is a directory already.
-    pub fn exists(&self) -> bool {
-        self.nearest == self.paths.root()
+    /// Whether there is an outbox already: a directory that is there may be empty.
+    pub fn has_outbox(&self) -> bool {
+        let is_there = |path: PathBuf| fs::symlink_metadata(path).is_ok();
+        is_there(self.paths.identity()) || is_there(self.paths.wal())
     }
 }
 

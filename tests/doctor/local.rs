@@ -60,6 +60,12 @@ fn a_place_that_is_fine_has_no_problem_and_is_left_as_it_was() {
     assert!(said.report["free_bytes"].as_u64() > said.report["least_bytes"].as_u64(), "{:#}", said.report);
     assert_eq!(files(dir.path()), BTreeMap::new(), "the probe is removed, and no directory made");
 
+    // As a mounted volume: there, and empty.
+    std::fs::create_dir(dir.path().join("volume")).unwrap();
+    let said = doctor(&["--outbox", text(&dir.path().join("volume"))]);
+    said.is_healthy();
+    assert_eq!((&said.report["exists"], files(dir.path()).len()), (&false.into(), 1));
+
     let outbox = outbox_with(dir.path(), vec![Message::to("orders").payload("1")]);
     let before = files(dir.path());
     let said = doctor(&["--outbox", text(&outbox)]);

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use super::common::wait_until;
 use super::guarded::certificates;
 use super::redis_support::{PATIENCE, Server};
-use super::{NOWHERE, ask, on_disk};
+use super::{NOWHERE, ask, doctor, on_disk, text};
 
 fn url(server: &Server) -> String {
     format!("redis://127.0.0.1:{}?stream=orders", server.port)
@@ -103,8 +103,10 @@ fn a_certificate_of_another_authority_is_found() {
 fn a_server_that_is_not_there_or_says_nothing_is_found() {
     ask(&format!("redis://{NOWHERE}?stream=orders")).problems_are(&["unreachable"]);
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    ask(&format!("redis://{}?stream=orders&connect-timeout=1s", silent.local_addr().unwrap()))
-        .problems_are(&["no-answer"]);
+    let url = format!("redis://{}?stream=orders", silent.local_addr().unwrap());
+    let dir = on_disk();
+    let said = doctor(&["--outbox", text(&dir.path().join("outbox")), "--to", &url, "--timeout", "2s"]);
+    said.problems_are(&["no-answer"]);
 }
 
 /// No release before 6.2 is to be had: its words, by a script.

@@ -14,7 +14,7 @@ use rdkafka::producer::{Producer, ProducerContext, ThreadedProducer};
 
 use super::super::book::lock;
 use super::super::config::Settings;
-use super::super::ffi;
+use super::ffi;
 use crate::finding::{self, Finding};
 use crate::transport::StartError;
 use crate::transport::examine::Questions;
@@ -102,12 +102,15 @@ impl Client {
         self.producer.client()
     }
 
-    /// Asks until a broker answers, the reason why none does is known, or time is up.
-    pub fn reach(&self, transport: &dyn Display, deadline: Instant) -> Result<(), Finding> {
+    /// Asks until a broker answers, the reason why none does is known, or time is up. Returns the broker that answered.
+    pub fn reach(&self, transport: &dyn Display, deadline: Instant) -> Result<i32, Finding> {
         let begun = Instant::now();
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let Err(code) = ffi::ping(self.native(), SLICE.min(left)) else { return Ok(()) };
+            let code = match ffi::any_broker(self.native(), SLICE.min(left)) {
+                Ok(broker) => return Ok(broker),
+                Err(code) => code,
+            };
             let seen = lock(&self.seen);
             let given_up = seen.all_down.is_some_and(|since| since.elapsed() >= ALL_DOWN);
             if given_up || left <= SLICE {

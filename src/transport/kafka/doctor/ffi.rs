@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char};
-use std::ptr::NonNull;
+use std::ptr::{self, NonNull};
 use std::time::{Duration, Instant};
 
 use rdkafka::bindings::{self as sys, rd_kafka_AclOperation_t as Operation, rd_kafka_admin_op_t as AdminOp};
@@ -34,9 +34,27 @@ pub(super) struct Partition {
 /// A topic's settings by name, or why they may not be read.
 pub(super) type Settings = Result<BTreeMap<String, String>, Code>;
 
+/// Asks any broker who it is, to see whether it answers. Blocks for `timeout` at most.
+pub(super) fn any_broker<C: ClientContext>(client: &Client<C>, timeout: Duration) -> Result<i32, Code> {
+    let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
+    let mut metadata = ptr::null();
+    // SAFETY: the client outlives the call; no topic handle is passed; the out-pointer is ours.
+    let error = unsafe { sys::rd_kafka_metadata(client.native_ptr(), 0, ptr::null_mut(), &mut metadata, timeout) };
+    match Code::from(error) {
+        // SAFETY: on success the metadata is ours to read, and to free once.
+        Code::NoError => unsafe {
+            let broker = (*metadata).orig_broker_id;
+            sys::rd_kafka_metadata_destroy(metadata);
+            Ok(broker)
+        },
+        code => Err(code),
+    }
+}
+
 /// Describes topics. It creates none, whatever the broker's settings: the request says so.
 pub(super) fn describe_topics<C: ClientContext>(
     client: &Client<C>,
+    broker: i32,
     names: &[&str],
     deadline: Instant,
 ) -> Result<Vec<Topic>, Code> {
@@ -45,7 +63,7 @@ pub(super) fn describe_topics<C: ClientContext>(
     // SAFETY: the array and its strings outlive the call, which copies them.
     let collection = unsafe { sys::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len()) };
     let collection = NonNull::new(collection).ok_or(Code::Fail)?;
-    let asked = Asked::new(client, AdminOp::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, deadline).inspect(|asked| {
+    let asked = Asked::new(client, broker, AdminOp::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, deadline).inspect(|asked| {
         // SAFETY: client, collection, options and queue are live; the call copies what it keeps, and answers the queue.
         unsafe {
             let options = asked.options.as_ptr();
@@ -116,6 +134,7 @@ unsafe fn partition(description: *const sys::rd_kafka_TopicPartitionInfo_t) -> P
 /// Reads the settings of topics, in their order.
 pub(super) fn describe_settings<C: ClientContext>(
     client: &Client<C>,
+    broker: i32,
     names: &[&str],
     deadline: Instant,
 ) -> Result<Vec<Settings>, Code> {
@@ -127,7 +146,7 @@ pub(super) fn describe_settings<C: ClientContext>(
     if resources.iter().any(|resource| resource.is_null()) {
         return Err(Code::Fail);
     }
-    let asked = Asked::new(client, AdminOp::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS, deadline).inspect(|asked| {
+    let asked = Asked::new(client, broker, AdminOp::RD_KAFKA_ADMIN_OP_DESCRIBECONFIGS, deadline).inspect(|asked| {
         let (array, count) = (resources.as_mut_ptr(), resources.len());
         // SAFETY: everything passed is live; the call copies what it keeps, and answers the queue.
         unsafe {
@@ -180,7 +199,13 @@ struct Asked {
 }
 
 impl Asked {
-    fn new<C: ClientContext>(client: &Client<C>, operation: AdminOp, deadline: Instant) -> Result<Self, Code> {
+    /// `broker` is asked, whoever is the controller; -1: the controller.
+    fn new<C: ClientContext>(
+        client: &Client<C>,
+        broker: i32,
+        operation: AdminOp,
+        deadline: Instant,
+    ) -> Result<Self, Code> {
         // SAFETY: the client is live. Both are freed once, by `drop`.
         let (options, queue) = unsafe {
             let options = sys::rd_kafka_AdminOptions_new(client.native_ptr(), operation);
@@ -196,9 +221,16 @@ impl Asked {
         // SAFETY: the options are live; the buffer is as long as is said.
         let set = unsafe {
             let (text, length) = (reason.as_mut_ptr(), reason.len());
-            sys::rd_kafka_AdminOptions_set_request_timeout(options.as_ptr(), millis(deadline).max(1), text, length)
+            let set =
+                sys::rd_kafka_AdminOptions_set_request_timeout(options.as_ptr(), millis(deadline).max(1), text, length);
+            match Code::from(set) {
+                Code::NoError if broker >= 0 => {
+                    sys::rd_kafka_AdminOptions_set_broker(options.as_ptr(), broker, text, length).into()
+                }
+                code => code,
+            }
         };
-        match Code::from(set) {
+        match set {
             Code::NoError => Ok(asked),
             code => Err(code),
         }

@@ -263,3 +263,63 @@ fn span(millis: i64) -> String {
     let shown = if millis < 10_000 { millis } else { millis / 1_000 * 1_000 };
     humantime::format_duration(Duration::from_millis(shown)).to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::ffi::Partition;
+    use super::*;
+
+    const NOW: i64 = 1_800_000_000_000;
+
+    fn codes(topic: &Topic, settings: &[(&str, &str)], timestamps: Option<(i64, i64)>) -> Vec<(Name, bool)> {
+        let route = Route { transport: "kafka".into(), destination: "orders".into() };
+        let questions = Questions {
+            transport: "kafka".into(),
+            destinations: Vec::new(),
+            max_message_bytes: 1 << 20,
+            window_bytes: 32 << 20,
+            timeout: Duration::from_secs(1),
+        };
+        let asked = Destination { route, pending: timestamps.map_or(0, |_| 1), timestamps };
+        let settings = Ok(settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect());
+        let findings = super::topic(&asked, topic, &settings, &questions, NOW);
+        findings.iter().map(|found| (found.code, found.severity == crate::finding::Severity::Problem)).collect()
+    }
+
+    fn topic(has_leader: bool, replicas: usize, in_sync: usize) -> Topic {
+        let partitions = vec![Partition { has_leader, replicas, in_sync }];
+        Topic { name: "orders".into(), error: None, partitions, may_write: Some(true) }
+    }
+
+    #[test]
+    fn replicas_that_are_away_are_told_by_what_they_stop() {
+        let safe = [("min.insync.replicas", "2")];
+        assert_eq!(codes(&topic(true, 3, 3), &safe, None), []);
+        assert_eq!(codes(&topic(true, 3, 2), &safe, None), [(Name::TooFewReplicas, false)]);
+        assert_eq!(codes(&topic(true, 3, 1), &safe, None), [(Name::TooFewReplicas, true)]);
+        let leaderless = [(Name::NoLeader, true), (Name::TooFewReplicas, true)];
+        assert_eq!(codes(&topic(false, 3, 0), &safe, None), leaderless);
+        assert_eq!(codes(&topic(true, 2, 2), &safe, None), [(Name::MinInsyncReplicas, false)]);
+        assert_eq!(codes(&topic(true, 2, 2), &[("min.insync.replicas", "3")], None), [(Name::MinInsyncReplicas, true)]);
+    }
+
+    #[test]
+    fn one_setting_for_both_limits_counts_as_both() {
+        let old = [("message.timestamp.difference.max.ms", "60000"), ("cleanup.policy", "compact")];
+        let compacted = (Name::Compacted, false);
+        let (refused, noted) = ((Name::TimestampLimits, true), (Name::TimestampLimits, false));
+        let of = |timestamps| codes(&topic(true, 3, 3), &old, timestamps);
+        assert_eq!(of(None), [compacted, noted, noted]);
+        assert_eq!(of(Some((NOW - 61_000, NOW))), [compacted, refused, noted]);
+        assert_eq!(of(Some((NOW, NOW + 61_000))), [compacted, noted, refused]);
+    }
+
+    #[test]
+    fn a_compacted_topic_deletes_nothing_for_its_age() {
+        let settings = |policy| [("cleanup.policy", policy), ("retention.ms", "60000")];
+        let of = |policy| codes(&topic(true, 3, 3), &settings(policy), Some((NOW - 61_000, NOW)));
+        assert_eq!(of("compact"), [(Name::Compacted, false)]);
+        assert_eq!(of("compact,delete"), [(Name::Compacted, false), (Name::Retention, true)]);
+        assert_eq!(of("delete"), [(Name::Retention, true)]);
+    }
+}

@@ -27,20 +27,20 @@ pub(in crate::transport) fn examine(config: &KafkaConfig, questions: &Questions)
     let deadline = questions.deadline();
     let client = Client::new(Settings::resolve(config)?, questions)?;
     let findings = match client.reach(&questions.transport, deadline) {
-        Ok(()) => ask(&client, questions, deadline),
+        Ok(broker) => ask(&client, broker, questions, deadline),
         Err(finding) => vec![finding],
     };
     client.end();
     Ok(findings)
 }
 
-fn ask(client: &Client, questions: &Questions, deadline: Instant) -> Vec<Finding> {
+fn ask(client: &Client, broker: i32, questions: &Questions, deadline: Instant) -> Vec<Finding> {
     let mut findings = Vec::new();
     let names: Vec<&str> = questions.destinations.iter().map(|asked| &*asked.route.destination).collect();
     if !names.is_empty() {
-        match ffi::describe_topics(client.native(), &names, deadline) {
+        match ffi::describe_topics(client.native(), broker, &names, deadline) {
             Ok(topics) => {
-                let settings = ffi::describe_settings(client.native(), &names, deadline);
+                let settings = ffi::describe_settings(client.native(), broker, &names, deadline);
                 for (at, asked) in questions.destinations.iter().enumerate() {
                     let Some(topic) = topics.iter().find(|topic| topic.name == *asked.route.destination) else {
                         findings.push(not_described(&asked.route, Code::UnknownTopicOrPartition));
