@@ -1,15 +1,15 @@
 //! What a broker can be asked about itself without sending it anything to keep, and who asks.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::{BrokerUrl, Scheme, StartError};
-use crate::clock;
 use crate::finding::Finding;
 use crate::message::Route;
 
 /// What is asked of a broker.
 #[derive(Clone, Debug)]
+#[cfg_attr(not(feature = "kafka"), allow(dead_code))]
 pub(crate) struct Questions {
     /// The transport's name.
     pub transport: Arc<str>,
@@ -25,6 +25,7 @@ pub(crate) struct Questions {
 
 /// A topic or stream, and what waits for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "kafka"), allow(dead_code))]
 pub(crate) struct Destination {
     /// Where.
     pub route: Route,
@@ -48,25 +49,35 @@ impl Destination {
     }
 }
 
-impl Questions {
-    /// When the answers have to be there.
-    pub fn deadline(&self) -> Instant {
-        clock::after(Instant::now(), self.timeout)
-    }
-}
-
 /// Asks the broker of a URL. Blocks for about the questions' timeout at most, name look-ups that hang excepted.
 ///
 /// # Errors
 /// The URL's options are wrong, or this build lacks the broker.
 pub(crate) fn examine(url: &BrokerUrl, questions: &Questions) -> Result<Vec<Finding>, StartError> {
     match url.scheme() {
-        #[cfg(feature = "kafka")]
-        Scheme::Kafka => super::kafka::examine(&super::kafka::KafkaConfig::from_url(url)?, questions),
-        #[cfg(feature = "redis")]
-        Scheme::Redis | Scheme::Rediss => super::redis::examine(&super::redis::RedisConfig::from_url(url)?, questions),
-        // Says which feature is missing.
-        #[allow(unreachable_patterns)]
-        _ => super::connect(url).map(|_| Vec::new()),
+        Scheme::Kafka => kafka(url, questions),
+        Scheme::Redis | Scheme::Rediss => redis(url, questions),
     }
+}
+
+#[cfg(feature = "kafka")]
+fn kafka(url: &BrokerUrl, questions: &Questions) -> Result<Vec<Finding>, StartError> {
+    super::kafka::examine(&super::kafka::KafkaConfig::from_url(url)?, questions)
+}
+
+/// Says which feature is missing.
+#[cfg(not(feature = "kafka"))]
+fn kafka(url: &BrokerUrl, _: &Questions) -> Result<Vec<Finding>, StartError> {
+    super::connect(url).map(|_| Vec::new())
+}
+
+#[cfg(feature = "redis")]
+fn redis(url: &BrokerUrl, questions: &Questions) -> Result<Vec<Finding>, StartError> {
+    super::redis::examine(&super::redis::RedisConfig::from_url(url)?, questions)
+}
+
+/// Says which feature is missing.
+#[cfg(not(feature = "redis"))]
+fn redis(url: &BrokerUrl, _: &Questions) -> Result<Vec<Finding>, StartError> {
+    super::connect(url).map(|_| Vec::new())
 }

@@ -137,12 +137,12 @@ fn a_server_that_is_too_old_is_found() {
         // The last word of the questions is the empty payload of the `XADD`.
         while !asked.ends_with(b"$0\r\n\r\n") {
             match stream.read(&mut buffer).unwrap() {
-                0 => return,
+                0 => return 0,
                 read => asked.extend(&buffer[..read]),
             }
         }
         stream.write_all(answers.as_bytes()).unwrap();
-        stream.read(&mut buffer).unwrap_or(0);
+        stream.read(&mut buffer).unwrap_or(0)
     });
     let said = ask(&format!("redis://{address}?stream=orders&minid=1-0"));
     said.problems_are(&["server-too-old"]);

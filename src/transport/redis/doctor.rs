@@ -23,9 +23,9 @@ use crate::transport::{Class, Failure, Scope, StartError};
 const NO_ID: &str = "outlast-doctor";
 /// The oldest release that is supported: `minid` needs it, and it is the oldest that the tests have run with.
 const OLDEST: (u64, u64) = (6, 2);
-/// Clocks that differ by less are told apart by nobody.
+/// Clocks that differ by less count as equal.
 const CLOCKS_MILLIS: i64 = 5_000;
-/// Questions about the server: `MULTI`, `EXEC`, `ROLE`, `INFO`, `TIME`, and one setting besides [`ServerSettings`].
+/// Questions about the server: `MULTI`, `EXEC`, `ROLE`, `INFO`, `TIME`, and one setting that [`ServerSettings`] lacks.
 const GENERAL: usize = 6;
 /// Questions about each stream.
 const EACH: usize = 2;

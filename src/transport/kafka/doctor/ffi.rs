@@ -34,16 +34,20 @@ pub(super) struct Partition {
 /// A topic's settings by name, or why they may not be read.
 pub(super) type Settings = Result<BTreeMap<String, String>, Code>;
 
-/// Asks any broker who it is, to see whether it answers. Blocks for `timeout` at most.
+/// Asks for a broker, to see whether any answers; -1 if none is named. Blocks for `timeout` at most.
 pub(super) fn any_broker<C: ClientContext>(client: &Client<C>, timeout: Duration) -> Result<i32, Code> {
     let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
     let mut metadata = ptr::null();
     // SAFETY: the client outlives the call; no topic handle is passed; the out-pointer is ours.
     let error = unsafe { sys::rd_kafka_metadata(client.native_ptr(), 0, ptr::null_mut(), &mut metadata, timeout) };
     match Code::from(error) {
-        // SAFETY: on success the metadata is ours to read, and to free once.
+        // SAFETY: on success the metadata is ours to read, and to free once; it has as many brokers as it says.
         Code::NoError => unsafe {
-            let broker = (*metadata).orig_broker_id;
+            let mut broker = (*metadata).orig_broker_id;
+            // The first answer comes before it is known which broker the first address is.
+            if broker < 0 && (*metadata).broker_cnt > 0 {
+                broker = (*(*metadata).brokers).id;
+            }
             sys::rd_kafka_metadata_destroy(metadata);
             Ok(broker)
         },

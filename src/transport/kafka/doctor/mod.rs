@@ -24,7 +24,7 @@ use crate::transport::examine::Questions;
 /// # Errors
 /// The configuration cannot work whatever the cluster does.
 pub(in crate::transport) fn examine(config: &KafkaConfig, questions: &Questions) -> Result<Vec<Finding>, StartError> {
-    let deadline = questions.deadline();
+    let deadline = clock::after(Instant::now(), questions.timeout);
     let client = Client::new(Settings::resolve(config)?, questions)?;
     let findings = match client.reach(&questions.transport, deadline) {
         Ok(broker) => ask(&client, broker, questions, deadline),
