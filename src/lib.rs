@@ -127,10 +127,12 @@
 pub mod admin;
 mod clock;
 mod config;
+mod doctor;
 mod drainer;
 mod error;
 mod failure;
 mod file_size;
+mod finding;
 mod forked;
 mod message;
 mod outbox;

@@ -17,6 +17,7 @@ const FLOORS: [(&str, u32); 19] = [
     ("clock", 0),
     ("failure", 0),
     ("file_size", 0),
+    ("finding", 0),
     ("forked", 0),
     ("receipt", 0),
     ("planted", 0),
@@ -24,6 +25,7 @@ const FLOORS: [(&str, u32); 19] = [
     ("outbox", 2),
     ("schedule", 2),
     ("transport", 3),
+    ("doctor", 4),
     ("drainer", 4),
     // Imports anything below the producer; nothing in the library may lean on it but the producer and what is above.
     ("testing", 5),

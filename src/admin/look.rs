@@ -13,14 +13,14 @@ use crate::wal::{self, DiskStorage, Entry, Lsn, State, Step, Wal};
 const TRIES: usize = 5;
 
 /// A log as it is found, without threads and without writing anything.
-struct Found {
+pub(super) struct Found {
     wal: Wal,
-    state: State,
+    pub state: State,
     // Keeps what the log shares alive; nobody turns it.
     _stepper: wal::Stepper,
 }
 
-fn open(inspected: &Inspected, directory: PathBuf) -> Result<Option<Found>, AdminError> {
+pub(super) fn open(inspected: &Inspected, directory: PathBuf) -> Result<Option<Found>, AdminError> {
     if !directory.exists() {
         return Ok(None);
     }
@@ -40,7 +40,11 @@ fn open(inspected: &Inspected, directory: PathBuf) -> Result<Option<Found>, Admi
 }
 
 /// Calls `each` for every record that is not settled, in order, until it says no more.
-fn unsettled(inspected: &Inspected, found: &Found, mut each: impl FnMut(Lsn, Entry) -> bool) -> Result<(), AdminError> {
+pub(super) fn unsettled(
+    inspected: &Inspected,
+    found: &Found,
+    mut each: impl FnMut(Lsn, Entry) -> bool,
+) -> Result<(), AdminError> {
     let reader = found.wal.reader();
     let failed = |error| AdminError::storage(inspected.paths.root(), error);
     let mut cursor = reader.seek(found.state.settled.prefix() + 1, None).map_err(failed)?;

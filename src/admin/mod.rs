@@ -1,12 +1,14 @@
 //! Looking into an outbox and mending it, with or without a producer on it.
 //!
-//! [`check()`] reads everything and says what is damaged, [`repair()`] puts it in order.
+//! [`check()`] reads everything and says what is damaged, [`repair()`] puts it in order. [`doctor()`](doctor::doctor)
+//! looks at the set-up around it: disk, process, brokers.
 //!
 //! What only reads works beside a live producer: it reads the log and the file `status`, never the live ledger. What
 //! changes the outbox takes its lock, and is refused while a producer has it.
 
 mod change;
 mod check;
+pub mod doctor;
 mod look;
 mod repair;
 
@@ -18,6 +20,7 @@ use serde::Serialize;
 
 pub use change::{RequeueOptions, purge, purge_with, requeue, requeue_with};
 pub use check::{Concerned, Finding, FindingKind, Report, Severity, check, check_with};
+pub use doctor::{doctor, doctor_with};
 pub use look::{dead_letters, each_dead_letter, inspect, peek};
 pub use repair::{Action, Repair, Step, plan_repair, plan_repair_with, repair, repair_with};
 

@@ -233,6 +233,48 @@ impl Inspected {
     }
 }
 
+/// Whether an outbox could be opened in a directory, as far as can be seen without touching anything.
+#[derive(Debug)]
+pub struct Fitness {
+    /// Where everything lies, or would.
+    pub paths: Paths,
+    /// The outbox's directory, or the nearest one above it that exists, in which it would be made.
+    pub nearest: PathBuf,
+    /// Why it would be refused.
+    pub refusal: Option<DirectoryError>,
+}
+
+impl Fitness {
+    /// Looks, with the rights of this process. Whether somebody has the outbox open does not matter.
+    ///
+    /// # Errors
+    /// The path cannot be made absolute.
+    pub fn of(path: &Path) -> Result<Self, DirectoryError> {
+        let paths = Paths::new(path)?;
+        for (above, nearest) in paths.root().ancestors().enumerate() {
+            let refusal = match exists(nearest) {
+                Ok(false) => continue,
+                Ok(true) if above == 0 => inspect_root(&paths).err(),
+                // A link to a directory will do above the outbox.
+                Ok(true) if nearest.is_dir() => None,
+                Ok(true) => {
+                    let found = "path through a plain file";
+                    Some(DirectoryError::NotADirectory { path: nearest.into(), found })
+                }
+                Err(error) => Some(error),
+            };
+            return Ok(Self { nearest: nearest.into(), refusal, paths });
+        }
+        Ok(Self { nearest: PathBuf::from("/"), refusal: None, paths })
+    }
+
+    /// Whether there is an outbox already: a directory that is there may be empty.
+    pub fn has_outbox(&self) -> bool {
+        let is_there = |path: PathBuf| fs::symlink_metadata(path).is_ok();
+        is_there(self.paths.identity()) || is_there(self.paths.wal())
+    }
+}
+
 fn newer(paths: &Paths, found: u32) -> DirectoryError {
     DirectoryError::NewerFormat { path: paths.identity(), found, supported: FORMAT_VERSION }
 }

@@ -38,13 +38,16 @@ use std::time::Duration;
 
 pub use damaged::count as set_aside_in;
 pub use dead::DeadError;
-pub use directory::{Directory, DirectoryError, DirectoryOptions, Inspected, OWN_NAMES, Paths};
+pub use directory::{Directory, DirectoryError, DirectoryOptions, Fitness, Inspected, OWN_NAMES, Paths};
 pub use files::{Owner, check_file};
+pub use holder::Holder;
 pub use identity::{Identity, OutboxId, hex};
 pub use ledger::{LedgerHealth, LedgerState};
+pub use lock::holder;
 pub use mend::{MISPLACED, Mender};
 pub use open::{OutboxError, OutboxOptions};
 pub use scan::{Scan, ScanError, Scanned};
+pub use sizes::Room;
 pub use space::{NoRoom, Reservation, Share};
 pub use status::{Blocked, LedgerStatus, Lifecycle, RouteStatus, Status, StatusFile, Tally, TransportStatus};
 

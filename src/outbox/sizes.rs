@@ -55,6 +55,16 @@ struct Lengths {
     longest_dead: Option<u32>,
 }
 
+impl Lengths {
+    fn of(paths: &Paths) -> Self {
+        Self {
+            wal: segment_bytes_of(&paths.wal()),
+            dead: segment_bytes_of(&paths.dead()),
+            longest_dead: longest(&paths.dead()),
+        }
+    }
+}
+
 /// The sizes that follow from the options, from what is there and from the disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Sizes {
@@ -65,12 +75,7 @@ pub(super) struct Sizes {
 impl Sizes {
     /// Looks at the disk if the options leave the outbox's size open.
     pub fn of(options: &OutboxOptions, paths: &Paths) -> Self {
-        let found = Lengths {
-            wal: segment_bytes_of(&paths.wal()),
-            dead: segment_bytes_of(&paths.dead()),
-            longest_dead: longest(&paths.dead()),
-        };
-        Self::on(options, found, || free_bytes(paths.root()).saturating_add(log_bytes(paths)))
+        Self::on(options, Lengths::of(paths), || free_bytes(paths.root()).saturating_add(log_bytes(paths)))
     }
 
     /// Refuses a disk on which a new outbox could not store one message: `send` would call it full, for ever. An outbox that
@@ -166,6 +171,47 @@ fn longest(log: &Path) -> Option<u32> {
     let entries = std::fs::read_dir(log).ok()?;
     let lengths = entries.filter_map(|entry| u32::try_from(entry.ok()?.metadata().ok()?.len()).ok());
     lengths.filter(|length| *length <= MAX_SEGMENT && length.is_multiple_of(BLOCK)).max()
+}
+
+/// Segments that an outbox in use takes from its start: one that is written, one kept ready, three for settlements.
+const AT_START: u64 = 5;
+/// Of dead letters: one, and three for settlements.
+const DEAD_AT_START: u64 = 4;
+
+/// The room that an outbox has and needs, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Free on the disk, for this user.
+    pub free: u64,
+    /// What its segments take now.
+    pub taken: u64,
+    /// What they take once it is in use, at least; what they take now is a part of it.
+    pub least: u64,
+    /// What they may take for messages and dead letters.
+    pub most: u64,
+    /// The length of a segment.
+    pub segment: u64,
+}
+
+impl Room {
+    /// Looks at the disk that `nearest` lies on: the outbox's directory, or the one it would be made in.
+    ///
+    /// # Errors
+    /// The system does not say.
+    pub fn of(options: &OutboxOptions, paths: &Paths, nearest: &Path) -> std::io::Result<Self> {
+        let stat = rustix::fs::statvfs(nearest)?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        let taken = log_bytes(paths);
+        let Sizes { wal, dead } = Sizes::on(options, Lengths::of(paths), || free.saturating_add(taken));
+        let of = |log: LogSize, segments: u64| u64::from(log.segment_bytes) * segments;
+        Ok(Self {
+            free,
+            taken,
+            least: of(wal, AT_START) + of(dead, DEAD_AT_START),
+            most: of(wal, wal.segments.into()) + of(dead, dead.segments.into()),
+            segment: wal.segment_bytes.into(),
+        })
+    }
 }
 
 fn free_bytes(root: &Path) -> u64 {

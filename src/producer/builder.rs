@@ -267,14 +267,7 @@ impl Builder {
         };
         let mut transports: Vec<Named> = Vec::new();
         for given in &self.config.transports {
-            let url: BrokerUrl = given.url.parse().map_err(|error: transport::UrlError| wrong(error.to_string()))?;
-            let url = url.or_password(given.password.as_deref());
-            let url = match &given.password_file {
-                Some(file) => url.with_password_file(file).map_err(wrong)?,
-                None => url,
-            };
-            let default = self.password.as_deref().filter(|_| url.lacks_password());
-            let url = url.or_password(default);
+            let url = BrokerUrl::configured(given, self.password.as_deref()).map_err(wrong)?;
             let name = given.name.clone().unwrap_or_else(|| url.transport_name().into());
             let order = match url.scheme() {
                 transport::Scheme::Kafka => Order::Key,

@@ -11,6 +11,7 @@
 
 #[cfg(feature = "testing")]
 pub mod conformance;
+pub(crate) mod examine;
 #[cfg(any(feature = "testing", feature = "kafka", feature = "redis"))]
 pub(crate) mod fence;
 pub(crate) mod files;

@@ -10,6 +10,7 @@ use std::str::FromStr;
 use percent_encoding::percent_decode_str;
 
 use super::files;
+use crate::config::TransportConfig;
 
 /// What some editors put before a text in UTF-8.
 const BYTE_ORDER_MARK: char = '\u{feff}';
@@ -170,6 +171,21 @@ impl BrokerUrl {
 }
 
 impl BrokerUrl {
+    /// The URL of a transport of the configuration, with its password, or `default` where it has none.
+    ///
+    /// # Errors
+    /// The URL is wrong, there are two passwords, or the file for one holds none.
+    pub(crate) fn configured(given: &TransportConfig, default: Option<&str>) -> Result<Self, String> {
+        let url: Self = given.url.parse().map_err(|error: UrlError| error.to_string())?;
+        let url = url.or_password(given.password.as_deref());
+        let url = match &given.password_file {
+            Some(file) => url.with_password_file(file)?,
+            None => url,
+        };
+        let default = default.filter(|_| url.lacks_password());
+        Ok(url.or_password(default))
+    }
+
     /// Takes the password from a file, which the transport reads again when it changes.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 #[cfg(feature = "cli")]
 mod child;
 #[cfg(target_os = "linux")]
-mod disk;
+pub mod disk;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 mod lines;

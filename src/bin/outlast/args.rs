@@ -44,6 +44,9 @@ pub enum Command {
     /// Read everything in an outbox and say what is damaged; changes nothing, works beside a running producer
     #[command(after_help = CHECK_HELP)]
     Check(Check),
+    /// Say whether an outbox can lie there and the broker bears the promise, and what to do if not; sends nothing
+    #[command(after_help = DOCTOR_HELP)]
+    Doctor(Doctor),
     /// Put a damaged outbox in order; without --yes it only says what it would do. Not beside a running producer
     #[command(after_help = REPAIR_HELP)]
     Repair(Repair),
@@ -85,6 +88,16 @@ harmless    something left over, or none of the outbox's
 
 Exit code: 0 no damage; 1 damage, or the outbox cannot be read; 2 wrong usage.";
 
+const DOCTOR_HELP: &str = "\
+Run it as the user, and under the limits (ulimit), of the producer. An outbox that is there is read and left as it is; \
+where none is yet, one file is written in the directory it would be made in, and removed. The broker is asked about \
+itself, and about each topic or stream that the URL names or that messages are pending for.
+
+problem     a producer would not start, could not deliver, or what is acknowledged could be lost
+note        a limit of the set-up, or something that could not be checked
+
+Exit code: 0 no problem; 1 problems; 2 wrong usage.";
+
 const REPAIR_HELP: &str = "\
 Nothing is deleted: what is taken out of its place lies in the outbox under damaged/, with a line in MANIFEST there.
 Messages in a damaged frame are given up, because its checksum covers all of them together; the bytes are kept.
@@ -96,6 +109,25 @@ pub struct Check {
     /// The outbox's directory
     #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX, value_parser = path())]
     pub outbox: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(clap::Args)]
+pub struct Doctor {
+    /// The outbox's directory, there or not
+    #[arg(long, value_name = "DIR", default_value = DEFAULT_OUTBOX)]
+    pub outbox: PathBuf,
+    /// The broker, as for `produce`; without it, only what is local is checked
+    #[arg(long, value_name = "URL")]
+    pub to: Option<String>,
+    /// A file whose first line is the password; else the variable OUTLAST_PASSWORD is looked at
+    #[arg(long, value_name = "FILE", requires = "to")]
+    pub password_file: Option<PathBuf>,
+    /// How long the broker may take to answer, such as 30s
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = humantime::parse_duration)]
+    pub timeout: Duration,
     /// Print JSON
     #[arg(long)]
     pub json: bool,

@@ -20,7 +20,7 @@ pub fn run(args: &Drain) -> Result<Exit, Problem> {
     if !args.outbox.is_dir() {
         return Err(Problem::failed(format!("there is no outbox at {outbox}")));
     }
-    let builder = open::check(destination.config(&args.outbox, &args.lock))?;
+    let builder = open::check(destination.config(&args.outbox, args.lock.lock_wait))?;
     let mut stop = Stop::listen(args.stop.stop_timeout)?;
     let producer = open::open(builder, &mut stop)?;
     let dead_before = producer.stats().dead;

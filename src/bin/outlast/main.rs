@@ -6,6 +6,7 @@ mod conceal;
 mod dead;
 #[cfg(feature = "kafka")]
 mod demo;
+mod doctor;
 mod drain;
 mod exit;
 mod open;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         Command::Peek(args) => peek::run(&args),
         Command::Dead(args) => dead::run(&args),
         Command::Check(args) => check::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Repair(args) => repair::run(&args),
         #[cfg(feature = "kafka")]
         Command::Demo(args) => demo::run(&args),

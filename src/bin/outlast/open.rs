@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use outlast::{BrokerUrl, Builder, Config, OpenErrorKind, Producer, RouteStats, Stats, TransportConfig};
 
-use crate::args::{Broker, LockWait};
+use crate::args::Broker;
 use crate::exit::Problem;
 use crate::output::{self, counted};
 use crate::signals::Stop;
@@ -46,17 +46,16 @@ impl Destination {
     }
 
     /// Settings for a producer with this broker as its only transport; the rest are defaults.
-    pub fn config(&self, outbox: &Path, lock: &LockWait) -> Config {
+    pub fn config(&self, outbox: &Path, lock_wait: Duration) -> Config {
         let (password, password_file) = (self.password.clone(), self.password_file.clone());
         let transport =
             TransportConfig { url: self.url.clone(), password, password_file, ..TransportConfig::default() };
-        let lock_wait = lock.lock_wait;
         Config { outbox: outbox.to_owned(), transports: vec![transport], lock_wait, ..Config::default() }
     }
 }
 
 /// The password of the environment, which nobody may have meant for this broker.
-fn password_around() -> Result<Option<String>, Problem> {
+pub fn password_around() -> Result<Option<String>, Problem> {
     match std::env::var(PASSWORD_VARIABLE) {
         Ok(password) => Ok(Some(password)),
         Err(std::env::VarError::NotPresent) => Ok(None),

@@ -1,4 +1,4 @@
-//! Calls of librdkafka that rdkafka does not wrap. With `describe`, the only `unsafe` of the transport.
+//! Calls of librdkafka that rdkafka does not wrap. With `describe` and `doctor/ffi`, the only `unsafe` of the transport.
 
 use std::ffi::CStr;
 use std::ptr;

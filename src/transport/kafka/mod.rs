@@ -31,6 +31,7 @@ mod credentials;
 mod cuts;
 mod describe;
 mod dispatch;
+mod doctor;
 mod ffi;
 mod fixed;
 mod inquiries;
@@ -84,6 +85,7 @@ use crate::clock;
 use crate::message::{Body, Message, Outgoing};
 
 pub use self::config::KafkaConfig;
+pub(super) use self::doctor::examine;
 pub use self::times::ExpiredTimes;
 
 /// How often librdkafka says what it has counted: some kilobytes, and one more for each partition that is sent to.

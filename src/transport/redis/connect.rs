@@ -12,6 +12,8 @@ use redis::{AsyncConnectionConfig, Client, Pipeline, Value};
 use super::classify;
 use super::config::{RedisConfig, Secret};
 use super::limits::Facts;
+use super::settings::{ServerSettings, setting};
+use crate::finding::{Finding, Severity};
 use crate::transport::{Class, Failure, Scope};
 
 /// How the server is reached, and who logs in there.
@@ -28,6 +30,15 @@ pub(super) struct Connected {
 
 /// Connects, and finds out whether messages can be sent.
 pub(super) async fn connect(login: &Login, config: &RedisConfig) -> Result<Connected, Failure> {
+    dial(login, config, true).await
+}
+
+/// Connects and logs in, whether messages can be sent or not.
+pub(super) async fn log_in(login: &Login, config: &RedisConfig) -> Result<MultiplexedConnection, Failure> {
+    dial(login, config, false).await.map(|connected| connected.connection)
+}
+
+async fn dial(login: &Login, config: &RedisConfig, to_send: bool) -> Result<Connected, Failure> {
     let address = config.address();
     let limits = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(config.connect_timeout))
@@ -35,7 +46,8 @@ pub(super) async fn connect(login: &Login, config: &RedisConfig) -> Result<Conne
     let greeted = async {
         let connecting = login.client.get_multiplexed_async_connection_with_config(&limits);
         let mut connection = connecting.await.map_err(|error| classify::client(&error, &address))?;
-        let facts = greet(&mut connection, login, config, &address).await?;
+        greet(&mut connection, login, config, &address).await?;
+        let facts = if to_send { find_fit(&mut connection, &address).await? } else { Facts::default() };
         Ok(Connected { connection, facts })
     };
     let connected = tokio::time::timeout(config.connect_timeout, greeted).await;
@@ -74,7 +86,7 @@ async fn greet(
     login: &Login,
     config: &RedisConfig,
     address: &str,
-) -> Result<Facts, Failure> {
+) -> Result<(), Failure> {
     let mut hello = Pipeline::new();
     // An empty password is one only of a user who needs none; the default user would be refused for `AUTH ""`.
     let password = login.password.as_ref().filter(|password| config.user.is_some() || !password.reveal().is_empty());
@@ -91,6 +103,11 @@ async fn greet(
     for value in ask(connection, &hello, address).await? {
         refuse(&value, address)?;
     }
+    Ok(())
+}
+
+/// Whether messages can be sent, and what the server says of itself.
+async fn find_fit(connection: &mut MultiplexedConnection, address: &str) -> Result<Facts, Failure> {
     // An empty transaction: a user who may not use one would get an ordered batch applied piecemeal.
     let mut fitness = Pipeline::new();
     fitness.cmd("MULTI").cmd("EXEC").cmd("PING").cmd("ROLE");
@@ -145,7 +162,7 @@ pub(super) async fn key_type(connection: &mut MultiplexedConnection, key: &str) 
     }
 }
 
-async fn ask(
+pub(super) async fn ask(
     connection: &mut MultiplexedConnection,
     commands: &Pipeline,
     address: &str,
@@ -170,35 +187,16 @@ fn is_forbidden(value: &Value) -> bool {
 /// Warns of settings under which the server itself loses what it acknowledged, where it lets us see them.
 pub(super) async fn warn_of_settings(mut connection: MultiplexedConnection, address: String) {
     let mut questions = Pipeline::new();
-    for name in ["maxmemory-policy", "appendonly", "appendfsync"] {
-        questions.cmd("CONFIG").arg("GET").arg(name);
-    }
+    ServerSettings::ask(&mut questions);
     /// Nobody waits for it; a server that is slow to tell is not asked again.
     const PATIENCE: Duration = Duration::from_secs(5);
     let asked = connection.send_packed_commands(&questions, 0, questions.len());
     let Ok(Ok(values)) = tokio::time::timeout(PATIENCE, asked).await else { return };
-    let [policy, append_only, fsync] = [0, 1, 2].map(|at| values.get(at).and_then(setting));
-    if let Some(policy) = policy.filter(|policy| policy != "noeviction") {
-        tracing::warn!(%address, %policy, "Redis may evict whole streams when its memory is full; set maxmemory-policy noeviction");
-    }
-    match (append_only.as_deref(), fsync.as_deref()) {
-        (Some("no"), _) => {
-            tracing::warn!(%address, "Redis keeps no append-only file: a crash loses what it acknowledged since its last snapshot");
+    for Finding { severity, what, advice, .. } in ServerSettings::read(&values).findings(&address) {
+        match severity {
+            Severity::Problem => tracing::warn!(%address, "{what}; {advice}"),
+            Severity::Note => tracing::info!(%address, "{what}; {advice}"),
         }
-        (_, Some(fsync)) if fsync != "always" => {
-            tracing::info!(%address, appendfsync = %fsync, "Redis may lose about a second of acknowledged messages in a power cut");
-        }
-        _ => {}
-    }
-}
-
-fn setting(value: &Value) -> Option<String> {
-    match value {
-        Value::Array(pair) => match pair.get(1)? {
-            Value::BulkString(text) => String::from_utf8(text.clone()).ok(),
-            _ => None,
-        },
-        _ => None,
     }
 }
 

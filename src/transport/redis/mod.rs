@@ -15,9 +15,11 @@ mod alone;
 mod classify;
 mod config;
 mod connect;
+mod doctor;
 mod entry;
 mod limits;
 mod session;
+mod settings;
 mod stream;
 mod unit;
 mod waiting;
@@ -31,6 +33,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 pub use config::{FieldNames, RedisConfig, Secret, Trim};
+pub(super) use doctor::examine;
 
 use super::{Class, Failure, Handover, Monitor, Refused, Scope, StartError, Transport};
 use crate::clock;

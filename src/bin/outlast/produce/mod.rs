@@ -104,7 +104,7 @@ fn extent(args: &Produce, last: Option<Last>, limit: usize) -> Extent {
 
 /// The defaults, with windows that fit `--window`: a smaller one means fewer duplicates after a kill.
 fn config(args: &Produce, destination: &Destination) -> Config {
-    let defaults = destination.config(&args.outbox, &args.lock);
+    let defaults = destination.config(&args.outbox, args.lock.lock_wait);
     let window_messages = defaults.window_messages.min(args.window as usize);
     // What is in flight, and as much again that is delivered but not yet recorded.
     let redelivery_window = defaults.redelivery_window.min(2 * window_messages);
