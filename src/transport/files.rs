@@ -166,7 +166,7 @@ mod tests {
             (&b"\nhunter2"[..], "empty"),
             (b"", "empty"),
             (b"\xef\xbb\xbf\n", "empty"),
-            (b"h\0u\0n\0t\0e\0r\02\0", "UTF-16"),
+            (b"h\0u\0n\0t\0e\0r\0", "UTF-16"),
             (b"hunter2\xff", "UTF-8"),
         ] {
             let error = password_in(path, contents).unwrap_err().to_string();

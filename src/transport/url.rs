@@ -94,7 +94,7 @@ pub struct BrokerUrl {
     pub(crate) destination: Option<String>,
     pub(crate) options: Vec<(String, String)>,
     /// What may be the rest of a password: see `conceal`.
-    doubtful: Vec<String>,
+    pub(crate) doubtful: Vec<String>,
 }
 
 impl BrokerUrl {

@@ -1,5 +1,6 @@
 //! The question after topics' settings (DescribeConfigs), asked by an instance that is there already: rdkafka wraps it
-//! for clients of its own only, each with threads and connections. With `ffi`, the only `unsafe` of the transport.
+//! for clients of its own only, each with threads and connections. With `ffi` and `doctor/ffi`, the only `unsafe` of the
+//! transport.
 
 use std::ffi::{CStr, CString, c_char};
 use std::ptr;
@@ -95,8 +96,8 @@ impl Question {
     }
 }
 
-/// An event of librdkafka's.
-struct Event(ptr::NonNull<rd_kafka_event_t>);
+/// An event of librdkafka's, which is ours.
+pub(super) struct Event(pub(super) ptr::NonNull<rd_kafka_event_t>);
 
 impl Drop for Event {
     fn drop(&mut self) {
@@ -106,7 +107,8 @@ impl Drop for Event {
 }
 
 impl Event {
-    fn described(&self) -> Result<Vec<Described>, Code> {
+    /// The answer to a question after topics' settings.
+    pub(super) fn described(&self) -> Result<Vec<Described>, Code> {
         // SAFETY: the event is live. What is read from it belongs to it and is copied before it goes: arrays of as many
         // live pointers as librdkafka says, and C strings, which may be null where there is no value.
         unsafe {
@@ -150,7 +152,7 @@ unsafe fn described(resource: *const rd_kafka_ConfigResource_t) -> Described {
 ///
 /// # Safety
 /// Where it is not null, `first` points to `count` values that live for `'a`.
-unsafe fn array<'a, T>(first: *mut T, count: usize) -> &'a [T] {
+pub(super) unsafe fn array<'a, T>(first: *mut T, count: usize) -> &'a [T] {
     if first.is_null() || count == 0 {
         return &[];
     }
@@ -162,7 +164,7 @@ unsafe fn array<'a, T>(first: *mut T, count: usize) -> &'a [T] {
 ///
 /// # Safety
 /// Where it is not null, it is a live C string.
-unsafe fn text(text: *const c_char) -> Option<String> {
+pub(super) unsafe fn text(text: *const c_char) -> Option<String> {
     // SAFETY: as the caller promises.
     (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
 }

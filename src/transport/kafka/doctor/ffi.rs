@@ -4,13 +4,15 @@
 //! Everything returned is copied out before the event that owns it is freed.
 
 use std::collections::BTreeMap;
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CString, c_char};
 use std::ptr::{self, NonNull};
 use std::time::{Duration, Instant};
 
 use rdkafka::bindings::{self as sys, rd_kafka_AclOperation_t as Operation, rd_kafka_admin_op_t as AdminOp};
 use rdkafka::client::{Client, ClientContext};
 use rdkafka::error::RDKafkaErrorCode as Code;
+
+use super::super::describe::{Event, text};
 
 /// A topic as the cluster describes it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -99,7 +101,7 @@ pub(super) fn describe_topics<C: ClientContext>(
 unsafe fn topic(description: *const sys::rd_kafka_TopicDescription_t) -> Topic {
     // SAFETY: as the caller says; partitions and operations live as long, and are as many as their counts say.
     unsafe {
-        let name = text(sys::rd_kafka_TopicDescription_name(description));
+        let name = text(sys::rd_kafka_TopicDescription_name(description)).unwrap_or_default();
         let error = sys::rd_kafka_TopicDescription_error(description);
         if !error.is_null() {
             return Topic { name, error: Some(sys::rd_kafka_error_code(error).into()), ..Topic::default() };
@@ -161,39 +163,13 @@ pub(super) fn describe_settings<C: ClientContext>(
     // SAFETY: made above, and freed once.
     unsafe { sys::rd_kafka_ConfigResource_destroy_array(resources.as_mut_ptr(), resources.len()) };
     let event = asked?.answer(deadline)?;
-    // SAFETY: the event is live until it is dropped below; the pointers lead into it, with the lengths that come along.
-    unsafe {
-        let result = sys::rd_kafka_event_DescribeConfigs_result(event.0.as_ptr());
-        if result.is_null() {
-            return Err(Code::BadMessage);
-        }
-        let mut count = 0;
-        let described = sys::rd_kafka_DescribeConfigs_result_resources(result, &mut count);
-        let described: BTreeMap<String, Settings> = (0..count)
-            .map(|at| *described.add(at))
-            .map(|resource| (text(sys::rd_kafka_ConfigResource_name(resource)), settings(resource)))
-            .collect();
-        let of = |name: &&str| described.get(*name).cloned().unwrap_or(Err(Code::UnknownTopicOrPartition));
-        Ok(names.iter().map(of).collect())
-    }
-}
-
-/// # Safety
-/// The pointer is that of a live resource.
-unsafe fn settings(resource: *const sys::rd_kafka_ConfigResource_t) -> Settings {
-    // SAFETY: as the caller says; the entries live as long, and are as many as the count says.
-    unsafe {
-        let error = Code::from(sys::rd_kafka_ConfigResource_error(resource));
-        if error != Code::NoError {
-            return Err(error);
-        }
-        let mut count = 0;
-        let entries = sys::rd_kafka_ConfigResource_configs(resource, &mut count);
-        let entries = (0..count).map(|at| *entries.add(at));
-        Ok(entries
-            .map(|entry| (text(sys::rd_kafka_ConfigEntry_name(entry)), text(sys::rd_kafka_ConfigEntry_value(entry))))
-            .collect())
-    }
+    let described: BTreeMap<String, Settings> = event
+        .described()?
+        .into_iter()
+        .map(|(name, settings)| (name, settings.map(|settings| settings.into_iter().collect())))
+        .collect();
+    let of = |name: &&str| described.get(*name).cloned().unwrap_or(Err(Code::UnknownTopicOrPartition));
+    Ok(names.iter().map(of).collect())
 }
 
 /// A question on its way, and what belongs to it.
@@ -266,15 +242,6 @@ impl Drop for Asked {
     }
 }
 
-struct Event(NonNull<sys::rd_kafka_event_t>);
-
-impl Drop for Event {
-    fn drop(&mut self) {
-        // SAFETY: it came from the queue, and is freed here alone.
-        unsafe { sys::rd_kafka_event_destroy(self.0.as_ptr()) };
-    }
-}
-
 fn c_strings(names: &[&str]) -> Result<Vec<CString>, Code> {
     names.iter().map(|name| CString::new(*name).map_err(|_| Code::InvalidTopic)).collect()
 }
@@ -282,14 +249,4 @@ fn c_strings(names: &[&str]) -> Result<Vec<CString>, Code> {
 fn millis(deadline: Instant) -> i32 {
     let left = deadline.saturating_duration_since(Instant::now()).min(Duration::from_secs(3_600));
     i32::try_from(left.as_millis()).unwrap_or(i32::MAX)
-}
-
-/// # Safety
-/// The pointer is null, or that of a live C string.
-unsafe fn text(pointer: *const c_char) -> String {
-    if pointer.is_null() {
-        return String::new();
-    }
-    // SAFETY: as the caller says.
-    unsafe { CStr::from_ptr(pointer) }.to_string_lossy().into_owned()
 }
