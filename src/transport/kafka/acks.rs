@@ -6,14 +6,14 @@
 use std::collections::HashMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::book::lock;
 use super::share::millis;
 
 /// How long acknowledgements are noted after a message was suspected last: longer than a held message waits for its next
 /// try (`backoff_cap`, 30 s by default).
-const WATCHED: Duration = Duration::from_secs(600);
+const WATCHED_MILLIS: u64 = 600_000;
 
 /// When each broker acknowledged a message last, as [`millis`].
 #[derive(Debug, Default)]
@@ -25,7 +25,7 @@ pub(super) struct Acks {
 impl Acks {
     /// Notes acknowledgements from now on, for a while.
     pub(super) fn watch(&self, now: Instant) {
-        self.watched_until.store(millis(now + WATCHED), Ordering::Relaxed);
+        self.watched_until.store(millis(now) + WATCHED_MILLIS, Ordering::Relaxed);
     }
 
     /// A broker acknowledged a message.
@@ -44,6 +44,8 @@ impl Acks {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -55,6 +57,8 @@ mod tests {
         acks.acknowledged(at(3), || 7);
         assert!(acks.any_since(7, millis(at(2))) && !acks.any_since(7, millis(at(3))));
         assert!(!acks.any_since(8, millis(at(0))), "another broker says nothing about this one");
-        acks.acknowledged(at(2) + WATCHED, || panic!("nothing has been suspected for long"));
+        acks.acknowledged(at(3) + Duration::from_millis(WATCHED_MILLIS), || {
+            panic!("nothing has been suspected for long")
+        });
     }
 }

@@ -131,7 +131,7 @@ mod tests {
 
     #[test]
     fn a_document_of_another_shape_says_nothing() {
-        for json in ["", "[]", r#"{"brokers":[]}"#, r#"{"brokers":{"b":{"nodeid":"seven"}}}"#] {
+        for json in ["", r#"{"brokers":[]}"#, r#"{"brokers":{"b":{"nodeid":"seven"}}}"#] {
             assert_eq!(read(json.as_bytes()), None, "{json}");
         }
         assert_eq!(read(b"{}"), Some(Counts::default()));

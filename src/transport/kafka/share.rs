@@ -138,8 +138,10 @@ impl Share {
 
 /// An instant as a number that atomics can hold.
 pub(super) fn millis(instant: Instant) -> u64 {
+    /// What is counted from lies so long before the first instant that is named: a later call may name an earlier one.
+    const BEFORE: Duration = Duration::from_secs(86_400);
     static BASE: OnceLock<Instant> = OnceLock::new();
-    let base = *BASE.get_or_init(|| instant);
+    let base = *BASE.get_or_init(|| instant.checked_sub(BEFORE).unwrap_or(instant));
     // Never 0, which means "not yet".
     as_millis(instant.saturating_duration_since(base)) + 1
 }
