@@ -77,7 +77,7 @@ pub fn file_system(nearest: &Path) -> Option<Finding> {
         0x6573_5546 => ("FUSE", "whether a sync reaches the disk is up to the program behind it"),
         0x0102_1997 => ("9p", "whether a sync reaches the disk is up to the host"),
         0x9123_683e | 0x2fc1_2fc1 => {
-            let what = "it copies on write, so that space set aside may be missing when the disk is full";
+            let what = "it copies on write, so that reserved space may be missing when the disk is full";
             let advice = "keep a good part of the disk free, or set max_bytes";
             return Some(Finding::note(Code::NoReservation, subject, what, advice));
         }

@@ -245,7 +245,7 @@ pub struct Fitness {
 }
 
 impl Fitness {
-    /// Looks, with the rights of this process. Whether somebody has the outbox open does not matter.
+    /// Looks, with the rights of this process. Whether a process has the outbox open does not matter.
     ///
     /// # Errors
     /// The path cannot be made absolute.

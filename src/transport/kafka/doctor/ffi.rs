@@ -179,7 +179,7 @@ struct Asked {
 }
 
 impl Asked {
-    /// `broker` is asked, whoever is the controller; -1: the controller.
+    /// `broker` is asked, not the controller; -1: the controller.
     fn new<C: ClientContext>(
         client: &Client<C>,
         broker: i32,
