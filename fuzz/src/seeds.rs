@@ -207,7 +207,7 @@ fn texts(add: Add<'_>) {
         pid: 7,
         state: Lifecycle::Running,
         routes: vec![route],
-        transports: vec![TransportStatus { name: "kafka".into(), down: blocked() }],
+        transports: vec![TransportStatus { name: "kafka".into(), down: blocked(), throttled: None }],
         dead: Tally { count: 3, bytes: 4 },
         set_aside: 5,
         ledger: LedgerStatus { state: "off".into(), trouble: blocked(), directory: 2, rows_dropped: 1 },
