@@ -5,6 +5,8 @@
 mod common;
 mod kafka_support;
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use common::{KafkaServer, kafka, kafka_address, seed, unique};
@@ -12,7 +14,7 @@ use fastrand::Rng;
 use kafka_support::lanes::Lanes;
 use kafka_support::{PATIENCE, Rig, Said, assert_ordered, end_of, id_of, is, read};
 use outlast::transport::{Class, Outcome, Scope, Transport};
-use outlast::{Message, MessageId};
+use outlast::{Message, MessageId, Position};
 use rdkafka::message::{Headers, Message as _, Timestamp};
 
 fn numbered(topic: &str, key: &str, number: u64) -> Message {
@@ -123,6 +125,15 @@ fn a_killed_broker_costs_neither_a_message_nor_the_order() {
     for number in 0..2_000 {
         rig.submit_until_taken(&numbered(&topic, &format!("key-{}", number % 17), number));
         if number == 1_000 {
+            // Each partition has acknowledged: until then one message goes ahead, and the others would wait for its report,
+            // which a broker that is killed earlier never sends.
+            let proven = RefCell::new(BTreeSet::new());
+            rig.until(|said| {
+                if let Said::Report(_, Outcome::Delivered(Position::Offset { partition, .. })) = said {
+                    proven.borrow_mut().insert(*partition);
+                }
+                proven.borrow().len() == 4
+            });
             server.kill();
         }
     }

@@ -290,7 +290,7 @@ listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config={SCRAM} required;
         self.proxy.cut();
     }
 
-    /// Files that cannot be used leave the client as it is, and are alerts; they are none any more once they are mended.
+    /// Files that cannot be used leave the client as it is, and are alerts; they are none any more once they are repaired.
     fn spoil_files(&self) {
         let good = self.get("client-ca.pem");
         self.put("client-ca.pem", "no certificate\n");

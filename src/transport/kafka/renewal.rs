@@ -24,7 +24,7 @@ use crate::transport::{Class, Failure, Scope};
 const ALERT_AFTER: Duration = Duration::from_secs(4);
 /// How long a broker may take to answer the next client before other work is done.
 const ANSWER: Duration = Duration::from_secs(1);
-/// After so long a client that nobody lets in is made anew: librdkafka would wait longer and longer between its attempts.
+/// After so long a client that no broker lets in is made anew: librdkafka would wait longer and longer between its attempts.
 const ANEW: Duration = Duration::from_secs(3);
 /// How long the former client may take to report on what it owns, while new messages wait. Then it goes on, or is given up
 /// if it cannot.
@@ -158,7 +158,7 @@ impl Watch {
 /// Lets the next client take over. For the keeper alone, as it waits for the former one's reports.
 ///
 /// The order of each key holds as in a rebuild: the next client gets nothing before the former one has reported on all it
-/// owns. If any of that failed, what waited is handed back, for it was submitted later. While a partition is stalled nobody
+/// owns. If any of that failed, what waited is handed back, for it was submitted later. While a partition is stalled none
 /// takes over, for all others would have to wait for it; unless it may be stalled because the former client is not let in.
 pub(super) fn switch(shared: &Shared) {
     let now = Instant::now();

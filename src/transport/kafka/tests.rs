@@ -180,7 +180,7 @@ fn another_client_takes_over_without_a_failure() {
     shared.events.send(Event::Renewed).expect("the keeper listens");
     let deadline = Instant::now() + Duration::from_secs(60);
     while is_at_work(&transport, &former) || shared.renewal.is_switching() {
-        assert!(Instant::now() < deadline, "nobody took over");
+        assert!(Instant::now() < deadline, "no client took over");
         outcomes.push(submit());
         std::thread::sleep(Duration::from_millis(5));
     }
