@@ -4,84 +4,35 @@
 mod common;
 mod redis_support;
 
-use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use common::wait_until;
+use common::{Proxy, claim_port, wait_until};
 use outlast::transport::redis::RedisConfig;
 use outlast::{Message, Producer, Receipt};
 use redis::Value;
 use redis_support::{Bench, PATIENCE, Server, contents};
 use tempfile::TempDir;
 
-/// A proxy that drops a connection in silence once nothing came through it for a while: both sockets stay open, whatever comes
-/// from either side is swallowed.
-struct Proxy {
-    port: u16,
-    accepted: Arc<AtomicUsize>,
-    /// Connections that were open when this was raised are dead.
-    dead: Arc<AtomicUsize>,
-}
-
-impl Proxy {
-    fn start(target: u16, silence: Duration) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let (accepted, dead) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-        let (count, until) = (accepted.clone(), dead.clone());
-        std::thread::spawn(move || {
-            for client in listener.incoming().map_while(Result::ok) {
-                let number = count.fetch_add(1, Ordering::SeqCst) + 1;
-                let Ok(server) = TcpStream::connect(("127.0.0.1", target)) else { continue };
-                let (begun, last) = (Instant::now(), Arc::new(AtomicU64::new(0)));
-                let swallows = Arc::new(AtomicBool::new(false));
-                for (mut from, mut to) in [
-                    (client.try_clone().unwrap(), server.try_clone().unwrap()),
-                    (server.try_clone().unwrap(), client.try_clone().unwrap()),
-                ] {
-                    let (last, swallows, until) = (last.clone(), swallows.clone(), until.clone());
-                    std::thread::spawn(move || {
-                        let mut bytes = [0; 16 << 10];
-                        while let Ok(count @ 1..) = from.read(&mut bytes) {
-                            let now = begun.elapsed().as_millis() as u64;
-                            let quiet = now.saturating_sub(last.swap(now, Ordering::SeqCst));
-                            if quiet > silence.as_millis() as u64 || until.load(Ordering::SeqCst) >= number {
-                                swallows.store(true, Ordering::SeqCst);
-                            }
-                            if !swallows.load(Ordering::SeqCst) && to.write_all(&bytes[..count]).is_err() {
-                                return;
-                            }
-                        }
-                        if !swallows.load(Ordering::SeqCst) {
-                            let _ = to.shutdown(std::net::Shutdown::Both);
-                        }
-                    });
-                }
-            }
-        });
-        Self { port, accepted, dead }
-    }
-
-    fn connections(&self) -> usize {
-        self.accepted.load(Ordering::SeqCst)
-    }
-
-    /// Lets all connections die that are open now.
-    fn swallow(&self) {
-        self.dead.store(self.connections(), Ordering::SeqCst);
-    }
+/// A proxy in front of a server, and the port that it listens at.
+fn proxy(server: &Server, silence: Option<Duration>) -> (Proxy, u16) {
+    let front = claim_port();
+    (Proxy::start(&format!("127.0.0.1:{front}"), &format!("127.0.0.1:{}", server.port), silence), front)
 }
 
 /// With a ping each 5 s the first message after 3 s behind such a proxy hung, and one beside `timeout 1` was stored.
 #[test]
 fn a_message_after_a_long_silence_is_delivered_directly_within_a_second() {
+    // In seconds; by hand, OUTLAST_TEST_SILENCE=240 OUTLAST_TEST_IDLE=600 is what load balancers do.
+    let seconds = |name: &str, default: u64| {
+        Duration::from_secs(std::env::var(name).map_or(default, |text| text.parse().expect("seconds")))
+    };
+    let (silence, idle) = (seconds("OUTLAST_TEST_SILENCE", 3), seconds("OUTLAST_TEST_IDLE", 20));
     let server = |timeout| Server::start(&["--appendonly", "no", "--timeout", timeout]);
     let (plain, one, three) = (server("0"), server("1"), server("3"));
-    let proxy = Proxy::start(plain.port, Duration::from_secs(3));
-    let producers: Vec<_> = [("proxy", proxy.port), ("timeout 1", one.port), ("timeout 3", three.port)]
+    let (proxy, front) = proxy(&plain, Some(silence));
+    let producers: Vec<_> = [("proxy", front), ("timeout 1", one.port), ("timeout 3", three.port)]
         .map(|(what, port)| {
             let directory = TempDir::new().unwrap();
             let producer =
@@ -93,7 +44,7 @@ fn a_message_after_a_long_silence_is_delivered_directly_within_a_second() {
         })
         .into();
     // What is to be seen is what so much silence does.
-    std::thread::sleep(Duration::from_secs(20));
+    std::thread::sleep(idle);
     for (what, producer, _directory) in &producers {
         let begun = Instant::now();
         let receipt = producer.blocking_send(Message::to("s").payload("second")).unwrap();
@@ -102,7 +53,7 @@ fn a_message_after_a_long_silence_is_delivered_directly_within_a_second() {
         assert!(took < Duration::from_secs(1), "{what}: {took:?}");
         assert!(producer.health().is_ok(), "{what}: {:?}", producer.health());
     }
-    assert_eq!(proxy.connections(), 1, "it was kept alive");
+    assert_eq!(proxy.opened(), 1, "it was kept alive");
     for (_, producer, _directory) in producers {
         producer.blocking_close(PATIENCE).unwrap();
     }
@@ -111,11 +62,11 @@ fn a_message_after_a_long_silence_is_delivered_directly_within_a_second() {
 #[test]
 fn a_connection_that_died_in_silence_is_replaced_before_a_message_needs_it() {
     let server = Server::start(&[]);
-    let proxy = Proxy::start(server.port, PATIENCE);
-    let bench = Bench::up(RedisConfig { port: proxy.port, ..server.config() });
+    let (proxy, port) = proxy(&server, None);
+    let bench = Bench::up(RedisConfig { port, ..server.config() });
     for round in 1..=3 {
         proxy.swallow();
-        wait_until("there is another connection", PATIENCE, || proxy.connections() > round as usize);
+        wait_until("there is another connection", PATIENCE, || proxy.opened() > round as usize);
         bench.keyed(round, "s", "k");
         assert_eq!(bench.word(), (round, "delivered"));
     }
