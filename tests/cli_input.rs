@@ -96,7 +96,13 @@ fn the_rest_of_a_last_line_without_newline_is_sent_when_its_newline_has_come() {
     // Nothing has come, or not all of it: no run sends a part of it again.
     for now in ["a\nb", "a\nbc"] {
         fs::write(&file, now).unwrap();
-        says(&from("3"), 3, &["line 2 has no newline yet", "0 lines accepted"]);
+        let again = from("3");
+        says(&again, 3, &["line 2 has no newline yet", "0 lines accepted"]);
+        assert!(
+            again.stdout.contains("\"next_line\":3"),
+            "from line 2 on it would be sent again as it is: {}",
+            again.stdout
+        );
     }
     fs::write(&file, "a\nbcd\ne\n").unwrap();
     says(&from("3"), 3, &["2 lines accepted"]);

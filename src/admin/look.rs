@@ -1,13 +1,12 @@
 //! What only reads.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use super::{AdminError, DeadMessage, Inspection, PendingMessage, RouteInspection, Selection};
 use crate::clock;
 use crate::message::Outgoing;
 use crate::outbox::{Inspected, Lifecycle, Status, StatusFile};
-use crate::wal::{self, DiskStorage, Entry, Lsn, State, Step, Wal};
+use crate::wal::{self, Entry, Lsn, State, Step, Wal};
 
 /// How often a log that its owner changes meanwhile is read anew.
 const TRIES: usize = 5;
@@ -27,8 +26,8 @@ pub(super) fn open(inspected: &Inspected, directory: PathBuf) -> Result<Option<F
     let id = inspected.id.or_else(|| wal::outbox_of(&directory)).unwrap_or_default();
     let mut tries = 0;
     loop {
-        let storage = Arc::new(DiskStorage);
-        match Wal::open_stepped(storage, &directory, wal::Options::new(id, 0)) {
+        // Nothing of the owner's is synced, nor its page cache touched.
+        match Wal::open_stepped(wal::read_only_disk(), &directory, wal::Options::new(id, 0)) {
             Ok((wal, recovered, stepper)) => {
                 return Ok(Some(Found { wal, state: recovered.state, _stepper: stepper }));
             }

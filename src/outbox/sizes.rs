@@ -6,7 +6,7 @@ use super::dead::MAX_REASON;
 use super::directory::Paths;
 use super::{OutboxError, OutboxOptions};
 use crate::config::{MAX_BYTES, SEGMENT_BYTES};
-use crate::wal::{BLOCK, LEAST_PREPARED, MAX_SEGMENT, most_segments, segment_bytes_of};
+use crate::wal::{BLOCK, LEAST_PREPARED, MAX_SEGMENT, has_segments, most_segments, segment_bytes_of};
 
 /// Segments an outbox on a small disk is divided into: one is kept for first attempts, and three come on top for
 /// settlements, so few large ones would leave nothing.
@@ -81,7 +81,7 @@ impl Sizes {
     /// Refuses a disk on which a new outbox could not store one message: `send` would call it full, for ever. An outbox that
     /// has segments is opened however full its disk is, since what it holds is to be delivered.
     pub fn check_disk(&self, options: &OutboxOptions, paths: &Paths) -> Result<(), OutboxError> {
-        let is_new = segment_bytes_of(&paths.wal()).is_none() && segment_bytes_of(&paths.dead()).is_none();
+        let is_new = !has_segments(&paths.wal()) && !has_segments(&paths.dead());
         if options.as_found || !is_new {
             return Ok(());
         }

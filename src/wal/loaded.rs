@@ -103,8 +103,13 @@ fn sync_found(file: &dyn File, path: &Path) -> Result<(), WalError> {
         tracing::warn!(path = %path.display(), %error, "the segment could not be synced; what the disk has of it is used");
         forget()?;
         file.sync_data().map_err(WalError::io("sync", path))?;
+        return forget();
     }
-    forget()
+    if let Err(error) = forget() {
+        // Some sandboxes do not allow it. No sync is known to have failed.
+        tracing::warn!(%error, "what the system has of the log in memory is taken for what is on the disk");
+    }
+    Ok(())
 }
 
 /// The checkpoint at the beginning of a segment, and where groups begin; `None` if a part of it is damaged.

@@ -23,16 +23,24 @@ fn header(path: &Path) -> Option<SegmentHeader> {
     SegmentHeader::decode(&block).ok()
 }
 
+/// The numbers of the segments in a directory, by their names.
+fn numbers(directory: &Path) -> Vec<u64> {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    let number = |entry: std::fs::DirEntry| match entry.file_name().to_str().and_then(Name::parse) {
+        Some(Name::Segment(number)) => Some(number),
+        Some(Name::Free(_)) | None => None,
+    };
+    entries.filter_map(number).collect()
+}
+
+/// Whether a directory has segments, by their names, whatever is in them.
+pub fn has_segments(directory: &Path) -> bool {
+    !numbers(directory).is_empty()
+}
+
 /// The length of the newest segment in a directory whose header can be read.
 pub fn segment_bytes_of(directory: &Path) -> Option<u32> {
-    let entries = std::fs::read_dir(directory).ok()?;
-    let mut numbers: Vec<u64> = entries
-        .flatten()
-        .filter_map(|entry| match entry.file_name().to_str().and_then(Name::parse) {
-            Some(Name::Segment(number)) => Some(number),
-            Some(Name::Free(_)) | None => None,
-        })
-        .collect();
+    let mut numbers = numbers(directory);
     numbers.sort_unstable();
     let own = |number: &u64| header(&segment::path(directory, *number)).filter(|header| header.number == *number);
     numbers.iter().rev().find_map(own).map(|header| header.segment_bytes)

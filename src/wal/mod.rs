@@ -70,12 +70,12 @@ mod tests;
 mod unreadable;
 mod workers;
 
-pub use audit::{Audit, Flaw, FlawKind, Lsns, MOST_FLAWS, audit};
+pub use audit::{Audit, Flaw, FlawKind, Lsns, MOST_FLAWS, audit, read_only_disk};
 pub use error::{DecodeError, ReadError, WalError};
 #[cfg(any(test, feature = "testing"))]
 pub use frame::wrap;
 pub use frame::{FrameKind, FrameView, Identity, decode_frame};
-pub use locate::{number_in, outbox_of, segment_bytes_of, segment_path};
+pub use locate::{has_segments, number_in, outbox_of, segment_bytes_of, segment_path};
 pub use log::{SpaceInfo, Summary, Wal};
 #[cfg(any(test, feature = "testing"))]
 pub use model::{Fault, ModelStorage, Operation};

@@ -27,6 +27,7 @@ use super::storage::Storage;
 use super::{Lsn, Options, Pending, RangeSet};
 use crate::message::Route;
 use still::Still;
+pub use still::read_only_disk;
 use survey::Survey;
 
 /// Flaws told singly; those beyond are counted, as are those beyond half of it that cost no message. A disk that lost every second block of 16 GiB would have two million.

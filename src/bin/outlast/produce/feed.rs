@@ -56,7 +56,8 @@ pub enum LastLine {
     /// It has none, and is in the batch all the same.
     Unterminated(u64),
     /// It has none, and is in no batch.
-    Left(u64),
+    /// `next` is where the next run goes on: behind it if it was sent before, as the log then knows.
+    Left { line: u64, next: u64 },
 }
 
 /// What is read.
@@ -148,7 +149,8 @@ fn read_batch<R: Read>(lines: &mut Lines<R>, most: usize, extent: &Extent, compo
         };
         if lines.unterminated() {
             let left = extent.leaves(number);
-            let last = if left { LastLine::Left(number) } else { LastLine::Unterminated(number) };
+            let next = if extent.sent_unterminated == Some(number) { number.saturating_add(1) } else { number };
+            let last = if left { LastLine::Left { line: number, next } } else { LastLine::Unterminated(number) };
             batch.end = Some(End::Input { lines: number, last });
             if left {
                 break;
@@ -215,11 +217,11 @@ mod tests {
         for (input, leave, sent, read, end) in [
             ("a\nb\n", true, None, 2, LastLine::Newline),
             ("a\nb", false, None, 2, LastLine::Unterminated(2)),
-            ("a\nb", true, None, 1, LastLine::Left(2)),
-            ("a\nb", false, Some(2), 1, LastLine::Left(2)),
+            ("a\nb", true, None, 1, LastLine::Left { line: 2, next: 2 }),
+            ("a\nb", false, Some(2), 1, LastLine::Left { line: 2, next: 3 }),
             ("a\nb", false, Some(1), 2, LastLine::Unterminated(2)),
             ("a\nb\n", false, Some(2), 2, LastLine::Newline),
-            ("a\n1234567", true, None, 1, LastLine::Left(2)),
+            ("a\n1234567", true, None, 1, LastLine::Left { line: 2, next: 2 }),
             ("a\n1234567", false, None, 2, LastLine::Unterminated(2)),
         ] {
             let composer = Composer { destination: "orders".into(), format: Format::Lines, key: KeyFrom::None };

@@ -9,7 +9,7 @@ use std::io::IsTerminal;
 use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use outlast::{Config, NotDrained, Producer, Receipt, SendError, SendFuture};
 
@@ -49,6 +49,8 @@ pub struct Ended {
     pub unterminated: Option<u64>,
     /// The last line, if it has no newline and was left.
     pub left: Option<u64>,
+    /// Where the next run goes on then.
+    pub next_line: Option<u64>,
     /// Lines that went without the key `--key` asks for.
     pub without_key: u64,
     /// Lines that were no message.
@@ -246,8 +248,9 @@ impl<'a> Pump<'a> {
             Some(End::Input { lines, last }) => {
                 self.reading = false;
                 self.ended.input_lines = Some(lines);
-                if let LastLine::Left(line) = last {
+                if let LastLine::Left { line, next } = last {
                     self.ended.left = Some(line);
+                    self.ended.next_line = Some(next);
                 }
             }
             Some(End::Error(e)) => self.stop_reading(Stopped::Input(e)),
@@ -300,9 +303,14 @@ impl<'a> Pump<'a> {
         }
         let mut rest = timeout - first;
         // A line that waits for space is not accepted yet. Closing would refuse it, so its own deadline holds.
-        while let Some(Err(_)) = self.drained(rest).await
-            && self.producer.stats().waiting_for_space > 0
-        {
+        loop {
+            let asked = Instant::now();
+            let ended = self.drained(rest).await;
+            // What could not be waited for will not be by asking on and on.
+            let waited = asked.elapsed() >= rest;
+            if !matches!(ended, Some(Err(_))) || !waited || self.producer.stats().waiting_for_space == 0 {
+                return;
+            }
             rest = FOR_SPACE;
         }
     }

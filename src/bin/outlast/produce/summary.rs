@@ -39,7 +39,7 @@ impl Summary {
     /// The outcome of a run.
     pub fn new(ended: Ended, dead: u64, took: Duration) -> Self {
         let next_line = match (&ended.stopped, &ended.first_refused) {
-            (None, _) => ended.left,
+            (None, _) => ended.next_line,
             // What was accepted behind it would be sent again; to leave it out would lose it.
             (Some(_), Some((line, _))) => Some(*line),
             (Some(Stopped::BadLine(line)), None) => Some(*line),
@@ -169,7 +169,7 @@ mod tests {
     fn the_exit_code_says_the_worst_that_happened() {
         let sent = || Ended { delivered: 5, stored: 2, last_sent: 7, ..Ended::default() };
         assert_eq!(exit(sent(), 0), (Exit::Done, None));
-        assert_eq!(exit(Ended { left: Some(8), input_lines: Some(8), ..sent() }, 0), (Exit::Done, Some(8)));
+        assert_eq!(exit(Ended { next_line: Some(8), input_lines: Some(8), ..sent() }, 0), (Exit::Done, Some(8)));
         assert_eq!(exit(Ended { pending: 1, ..sent() }, 0), (Exit::Pending, None));
         assert_eq!(exit(sent(), 1), (Exit::Pending, None));
         assert_eq!(exit(Ended { stopped: Some(Stopped::Signal), ..sent() }, 0), (Exit::Failed, Some(8)));
