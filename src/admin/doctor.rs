@@ -71,7 +71,7 @@ impl Report {
 /// let url = "kafka://broker:9092/orders".to_owned();
 /// let config = Config {
 ///     outbox: "/var/lib/orders/outbox".into(),
-///     transports: vec![TransportConfig { name: None, url, password: None }],
+///     transports: vec![TransportConfig { url, ..TransportConfig::default() }],
 ///     ..Config::default()
 /// };
 /// for finding in outlast::admin::doctor(&config)?.findings {
