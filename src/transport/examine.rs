@@ -65,10 +65,9 @@ fn kafka(url: &BrokerUrl, questions: &Questions) -> Result<Vec<Finding>, StartEr
     super::kafka::examine(&super::kafka::KafkaConfig::from_url(url)?, questions)
 }
 
-/// Says which feature is missing.
 #[cfg(not(feature = "kafka"))]
-fn kafka(url: &BrokerUrl, _: &Questions) -> Result<Vec<Finding>, StartError> {
-    super::connect(url).map(|_| Vec::new())
+fn kafka(_: &BrokerUrl, _: &Questions) -> Result<Vec<Finding>, StartError> {
+    Err(super::no_kafka())
 }
 
 #[cfg(feature = "redis")]
@@ -76,8 +75,7 @@ fn redis(url: &BrokerUrl, questions: &Questions) -> Result<Vec<Finding>, StartEr
     super::redis::examine(&super::redis::RedisConfig::from_url(url)?, questions)
 }
 
-/// Says which feature is missing.
 #[cfg(not(feature = "redis"))]
-fn redis(url: &BrokerUrl, _: &Questions) -> Result<Vec<Finding>, StartError> {
-    super::connect(url).map(|_| Vec::new())
+fn redis(_: &BrokerUrl, _: &Questions) -> Result<Vec<Finding>, StartError> {
+    Err(super::no_redis())
 }

@@ -312,7 +312,12 @@ fn connect_kafka(url: &BrokerUrl, limits: Limits) -> Result<Arc<dyn Transport>, 
 
 #[cfg(not(feature = "kafka"))]
 fn connect_kafka(_: &BrokerUrl, _: Limits) -> Result<Arc<dyn Transport>, StartError> {
-    Err(StartError("broker URL: scheme: this program was built without Kafka (feature `kafka`)".into()))
+    Err(no_kafka())
+}
+
+#[cfg(not(feature = "kafka"))]
+fn no_kafka() -> StartError {
+    StartError("broker URL: scheme: this program was built without Kafka (feature `kafka`)".into())
 }
 
 #[cfg(feature = "redis")]
@@ -322,5 +327,10 @@ fn connect_redis(url: &BrokerUrl) -> Result<Arc<dyn Transport>, StartError> {
 
 #[cfg(not(feature = "redis"))]
 fn connect_redis(_: &BrokerUrl) -> Result<Arc<dyn Transport>, StartError> {
-    Err(StartError("broker URL: scheme: this program was built without Redis (feature `redis`)".into()))
+    Err(no_redis())
+}
+
+#[cfg(not(feature = "redis"))]
+fn no_redis() -> StartError {
+    StartError("broker URL: scheme: this program was built without Redis (feature `redis`)".into())
 }
