@@ -26,7 +26,8 @@ fn conceal(text: &str, words: &[String]) -> String {
     for word in words.iter().filter(|word| may_hold_a_password(word)) {
         parts.push((word, shown(word)));
         // `--option=VALUE`, and what only looks like it.
-        for part in word.split_once('=').map(|(option, value)| [option, value]).into_iter().flatten() {
+        let option = word.split_once('=').filter(|_| word.starts_with('-'));
+        for part in option.map(|(option, value)| [option, value]).into_iter().flatten() {
             // An option's name is no part of the value behind it.
             if !part.starts_with("--") || part.contains([':', '@']) {
                 parts.push((part, shown(part)));
