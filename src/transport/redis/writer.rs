@@ -204,7 +204,7 @@ impl Writer {
         }
     }
 
-    fn send(&mut self, session: &mut Session, name: Arc<str>, unit: Unit, now: Instant) {
+    fn send(&mut self, session: &mut Session, name: Arc<str>, mut unit: Unit, now: Instant) {
         let suspicion = match &unit.messages[..] {
             [handover] => self.limits.suspicion(&handover.message, now).map(|reason| (reason, handover.alone)),
             _ => None,
@@ -213,7 +213,12 @@ impl Writer {
             None => {
                 session.send(&self.config, name, unit);
             }
-            Some((_, true)) => session.send_apart(&self.config, &self.access.login(), name, unit),
+            Some((_, true)) => {
+                if let Some(stream) = self.streams.get_mut(&name) {
+                    stream.apart(&mut unit);
+                }
+                session.send_apart(&self.config, &self.access.login(), name, unit);
+            }
             // It comes back by itself, when nothing else of its ordering key is in flight.
             Some((reason, false)) => {
                 let reason = format!("Redis: {reason}; it is tried on a connection of its own");
