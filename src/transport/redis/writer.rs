@@ -271,10 +271,10 @@ impl Writer {
             Err(alone) => Reading { verdicts: self.read_apart(unit, alone), broken: None },
         };
         let delivered = |(_, outcome): &&Verdict| matches!(outcome, Outcome::Delivered(_));
-        let count = verdicts.len();
+        let (count, now) = (verdicts.len(), Instant::now());
         for (handover, _) in verdicts.iter().filter(delivered) {
             session.proven = true;
-            self.limits.pass(&handover.message, count);
+            self.limits.pass(&handover.message, count, now);
         }
         self.report(verdicts, &name);
         broken.map(|failure| End { failure, cut: false })
@@ -337,7 +337,9 @@ impl Writer {
         let address = self.config.address();
         tracing::info!(%address, units = units.len(), "Redis does not answer on an open connection, but on a new one");
         let reason = format!("Redis at {address} did not answer on this connection any more, but on a new one");
-        let failure = Arc::new(Failure::new(Class::Transient, Scope::Lane, reason));
+        // The connection's trouble, so it uses up no attempt of a message. It comes again at once; the next connection is not
+        // replaced before a ping was without an answer for a second.
+        let failure = Arc::new(Failure::new(Class::Fatal, Scope::Lane, reason));
         for (name, unit) in units {
             if let Some(stream) = self.streams.get_mut(&name) {
                 stream.returned(&unit);
