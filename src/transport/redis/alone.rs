@@ -133,8 +133,17 @@ mod tests {
     use std::sync::Mutex;
     use std::time::Instant;
 
+    use super::super::session::{Answer, Session};
+    use super::super::unit::Unit;
     use super::*;
     use crate::message::{Message, MessageId, Route};
+    use crate::transport::{Handover, Outcome, Recipient, Ticket};
+
+    struct Deaf;
+
+    impl Recipient for Deaf {
+        fn report(self: Arc<Self>, _: Outcome) {}
+    }
 
     fn message(payload: &str) -> Arc<Outgoing> {
         let route = Route { transport: "redis".into(), destination: "s".into() };
@@ -184,8 +193,8 @@ mod tests {
         tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime").block_on(future)
     }
 
-    #[test]
-    fn several_messages_are_judged_side_by_side() {
+    /// A server that closes the connection over each message; with how to reach it, and what it has read.
+    fn server() -> (Arc<Login>, Arc<RedisConfig>, Arc<Mutex<Vec<Vec<String>>>>) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let (login, config) = access(listener.local_addr().expect("an address").port());
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -196,6 +205,32 @@ mod tests {
                 std::thread::spawn(move || serve(stream, &noted));
             }
         });
+        (login, config, seen)
+    }
+
+    #[test]
+    fn an_attempt_ends_with_the_connection_beside_it() {
+        let (login, config, _) = server();
+        block_on(async {
+            let connection =
+                || async { connect::connect(&login, &config).await.ok().expect("a connection").connection };
+            let mut session = Session::new(connection().await);
+            let ticket = Ticket::new(Arc::new(Deaf));
+            let unit = Unit::free(vec![Handover { message: message("one"), alone: true, ticket }]);
+            session.send_apart(&config, &login, "s".into(), unit);
+            session.ping(&config);
+            let lost = session.replace(connection().await).expect("the ping was not answered");
+            assert_eq!(lost.iter().map(|(name, unit)| (&**name, unit.messages.len())).collect::<Vec<_>>(), [("s", 1)]);
+            assert_eq!(session.units(), 0);
+            while let Some(joined) = session.calls.join_next_with_id().await {
+                assert!(!matches!(joined, Ok((_, Answer::Apart(_)))), "the attempt went on");
+            }
+        });
+    }
+
+    #[test]
+    fn several_messages_are_judged_side_by_side() {
+        let (login, config, seen) = server();
         let turn = Arc::new(Semaphore::new(1));
         let one = |payload| attempt(login.clone(), config.clone(), message(payload), turn.clone());
         let (one, two) = block_on(async { tokio::join!(one("one"), one("two")) });
