@@ -34,6 +34,9 @@ fn payloads(config: &RedisConfig, stream: &str) -> Vec<String> {
 
 const LARGE: usize = 2 << 20;
 
+/// A message over which the connection is closed is tried for some 11 s, and there may be three of a stream.
+const JUDGED: Duration = PATIENCE.saturating_mul(3);
+
 /// A user who may not ask for the server's limits, so that they have to be found out.
 fn restricted(server: &Server) -> String {
     server.run(&["ACL", "SETUSER", "app", "on", ">secret", "~*", "+@all", "-config", "-info"]);
@@ -58,7 +61,7 @@ fn a_message_larger_than_the_server_reads_is_a_dead_letter_and_its_neighbours_go
             send(&producer, "t", format!("n{number}"));
             expected.push(format!("n{number}"));
         }
-        producer.blocking_drained(PATIENCE).unwrap_or_else(|_| panic!("{:?}", producer.health()));
+        producer.blocking_drained(JUDGED).unwrap_or_else(|_| panic!("{:?}", producer.health()));
         assert_eq!(producer.stats().dead, 3, "{:?}", producer.health());
         producer.blocking_close(PATIENCE).unwrap();
         for stream in ["s", "t"] {
@@ -81,7 +84,7 @@ fn a_message_over_which_the_connection_is_closed_without_a_word_is_judged_alone(
     send(&producer, "s", "after");
     send(&producer, "t", "beside");
     wait_until("what is beside it is delivered", PATIENCE, || payloads(&server.config(), "t").len() == 1);
-    producer.blocking_drained(PATIENCE).unwrap_or_else(|_| panic!("{:?}", producer.health()));
+    producer.blocking_drained(JUDGED).unwrap_or_else(|_| panic!("{:?}", producer.health()));
     assert_eq!(producer.stats().dead, 1);
     let mut arrived = payloads(&server.config(), "s");
     arrived.dedup();

@@ -13,6 +13,9 @@ use crate::message::{Body, Message, MessageId, Outgoing};
 
 /// How long it is remembered that a stream refused a size, or that a batch had to be smaller.
 const REFUSAL_HOLDS: Duration = Duration::from_secs(600);
+/// How long batches that were made smaller stay so, at least, before they are made larger again step by step. Where that is
+/// too early, because the limit is the server's and no outage was to blame, the time doubles, up to `REFUSAL_HOLDS`.
+const GROW_AFTER: Duration = Duration::from_secs(5);
 /// How often the connection breaks over the same message before that is suspected. Once is what any outage does.
 const CUTS: u32 = 2;
 /// Messages and streams of which something is noted at a time; with more, all is forgotten and found out again.
@@ -46,7 +49,6 @@ impl Facts {
 }
 
 /// What was found out, by stream and by message.
-#[derive(Default)]
 pub(super) struct Limits {
     pub facts: Arc<Facts>,
     /// The smallest size that a stream refused, and when.
@@ -56,7 +58,26 @@ pub(super) struct Limits {
     /// The same of units of several messages: how often in a row, and what they were made smaller by.
     unit_cuts: u32,
     unit: UnitSize,
-    halved: Option<Instant>,
+    /// When `unit` changed.
+    resized: Option<Instant>,
+    /// It was made larger then, and after how long that is done.
+    grown: bool,
+    grow_after: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            facts: Arc::default(),
+            refused: HashMap::new(),
+            cuts: HashMap::new(),
+            unit_cuts: 0,
+            unit: UnitSize::default(),
+            resized: None,
+            grown: false,
+            grow_after: GROW_AFTER,
+        }
+    }
 }
 
 impl Limits {
@@ -81,7 +102,7 @@ impl Limits {
     /// How large a unit may be.
     pub(super) fn unit(&self, stream: &str, now: Instant) -> UnitSize {
         let usual = UnitSize::default();
-        let mut size = if self.halved.is_some_and(|at| is_fresh(at, now)) { self.unit } else { usual };
+        let mut size = if self.resized.is_some_and(|at| is_fresh(at, now)) { self.unit } else { usual };
         if let Some(half) = self.facts.buffer.and_then(|limit| usize::try_from(limit / 2).ok()) {
             size.bytes = size.bytes.min(half.max(1));
         }
@@ -103,10 +124,16 @@ impl Limits {
             several => {
                 self.unit_cuts += 1;
                 if self.unit_cuts >= CUTS {
+                    let recent = self.resized.is_some_and(|at| is_fresh(at, now));
+                    if std::mem::replace(&mut self.grown, false) && recent {
+                        self.grow_after = self.grow_after.saturating_mul(2).min(REFUSAL_HOLDS);
+                    } else if !recent {
+                        self.grow_after = GROW_AFTER;
+                    }
                     let bytes = several.iter().map(|message| message.message.size()).sum::<usize>();
                     self.unit.messages = (several.len() / 2).max(1);
                     self.unit.bytes = (bytes / 2).max(1);
-                    self.halved = Some(now);
+                    self.resized = Some(now);
                     tracing::warn!(
                         messages = self.unit.messages,
                         bytes = self.unit.bytes,
@@ -125,12 +152,17 @@ impl Limits {
             self.refused.clear();
         }
         self.refused.insert(stream.clone(), (smallest, now));
+        // It may be what the connection broke over all the time, and it will be in no batch again.
+        self.grow_after = GROW_AFTER;
     }
 
     /// A message was delivered. Cheap where nothing is suspected.
-    pub(super) fn pass(&mut self, message: &Outgoing, in_unit_of: usize) {
+    pub(super) fn pass(&mut self, message: &Outgoing, in_unit_of: usize, now: Instant) {
         if in_unit_of > 1 {
             self.unit_cuts = 0;
+        }
+        if self.resized.is_some() && (in_unit_of > 1 || self.unit.messages == 1) {
+            self.grow(now);
         }
         if !self.cuts.is_empty() {
             self.cuts.remove(&message.id);
@@ -143,6 +175,18 @@ impl Limits {
         if self.facts.exceeded_by(message).is_some() {
             self.facts = Arc::new(Facts { longest: None, buffer: None, ..(*self.facts).clone() });
         }
+    }
+
+    /// Makes batches larger again, a step at a time.
+    fn grow(&mut self, now: Instant) {
+        let usual = UnitSize::default();
+        let due = self.resized.is_some_and(|at| now.saturating_duration_since(at) >= self.grow_after);
+        if !due || self.unit == usual {
+            return;
+        }
+        self.unit.messages = self.unit.messages.saturating_mul(2).min(usual.messages);
+        self.unit.bytes = self.unit.bytes.saturating_mul(2).min(usual.bytes);
+        (self.resized, self.grown) = (Some(now), true);
     }
 
     fn refused_size(&self, stream: &str, now: Instant) -> Option<usize> {
@@ -187,9 +231,9 @@ mod tests {
         assert_eq!(limits.unit("s", now).alone_from, Some(100));
         assert_eq!(limits.unit("t", now).alone_from, None);
         assert!(limits.suspicion(&message(4, 100), now + REFUSAL_HOLDS).is_none());
-        limits.pass(&message(5, 99), 1);
+        limits.pass(&message(5, 99), 1, now);
         assert!(limits.suspicion(&message(4, 100), now).is_some());
-        limits.pass(&message(5, 100), 1);
+        limits.pass(&message(5, 100), 1, now);
         assert!(limits.suspicion(&message(4, 200), now).is_none(), "the limit was raised");
     }
 
@@ -202,7 +246,7 @@ mod tests {
         assert!(limits.suspicion(&one, now).is_none(), "once is what any outage does");
         limits.cut(&[&one], now);
         assert!(limits.suspicion(&one, now).is_some() && limits.suspicion(&two, now).is_none());
-        limits.pass(&one, 1);
+        limits.pass(&one, 1, now);
         assert!(limits.suspicion(&one, now).is_none());
     }
 
@@ -212,7 +256,7 @@ mod tests {
         let messages: Vec<Outgoing> = (0..100).map(|number| message(number, 10)).collect();
         let batch: Vec<&Outgoing> = messages.iter().collect();
         limits.cut(&batch, now);
-        limits.pass(&messages[0], 100);
+        limits.pass(&messages[0], 100, now);
         limits.cut(&batch, now);
         assert_eq!(limits.unit("s", now), UnitSize::default(), "something passed in between");
         limits.cut(&batch, now);
@@ -221,6 +265,37 @@ mod tests {
         limits.cut(&batch[..50], now);
         assert_eq!(limits.unit("s", now).messages, 25);
         assert_eq!(limits.unit("s", now + REFUSAL_HOLDS), UnitSize::default());
+    }
+
+    #[test]
+    fn batches_made_smaller_by_outages_grow_back_soon_and_those_of_a_small_server_seldom() {
+        let (mut limits, mut now) = (Limits::default(), Instant::now());
+        let messages: Vec<Outgoing> = (0..256).map(|number| message(number, 4000)).collect();
+        let batch: Vec<&Outgoing> = messages.iter().collect();
+        (0..3).for_each(|_| limits.cut(&batch, now));
+        assert_eq!(limits.unit("s", now).messages, 128);
+        limits.pass(&messages[0], 128, now);
+        assert_eq!(limits.unit("s", now).messages, 128, "not at once");
+        now += GROW_AFTER;
+        // One report for each message of the unit: it grows by one step all the same.
+        (0..128).for_each(|_| limits.pass(&messages[0], 128, now));
+        assert_eq!(limits.unit("s", now), UnitSize { messages: 256, bytes: 1_024_000, alone_from: None });
+        now += GROW_AFTER;
+        limits.pass(&messages[0], 256, now);
+        assert_eq!(limits.unit("s", now), UnitSize::default());
+        // It was too early.
+        (0..2).for_each(|_| limits.cut(&batch, now));
+        limits.pass(&messages[0], 128, now + GROW_AFTER);
+        assert_eq!(limits.unit("s", now).messages, 128);
+        limits.pass(&messages[0], 128, now + 2 * GROW_AFTER);
+        assert_eq!(limits.unit("s", now).messages, 256);
+        // A single message that was allowed at most.
+        let pair = &batch[..2];
+        (0..2).for_each(|_| limits.cut(pair, now));
+        assert_eq!(limits.unit("s", now).messages, 1);
+        limits.refuse(&messages[0], now);
+        limits.pass(&messages[1], 1, now + GROW_AFTER);
+        assert_eq!(limits.unit("s", now).messages, 2);
     }
 
     #[test]

@@ -41,7 +41,7 @@ pub(super) struct Session {
     outstanding: HashMap<Id, Outstanding>,
     /// How many units were sent so far.
     sent: u64,
-    /// Outstanding units on connections of their own, and their turn: one at a time.
+    /// Outstanding units on connections of their own, and their turn: one is connected at a time.
     apart: usize,
     turn: Arc<Semaphore>,
     ping: Option<Ping>,
@@ -99,15 +99,17 @@ impl Session {
         self.rivals.spawn(async move { connect::connect(&login, &config).await });
     }
 
-    /// Goes on with another connection, unless the ping was answered meanwhile. Returns what had no answer on the one before.
+    /// Goes on with another connection, unless the ping was answered meanwhile. Returns what had no answer on the one before, in
+    /// order, and behind it what was tried apart from it: a verdict there supposes that this connection held.
     pub(super) fn replace(&mut self, connection: MultiplexedConnection) -> Option<Vec<(Arc<str>, Unit)>> {
         let ping = self.ping.take()?;
         self.outstanding.remove(&ping.call.id());
         ping.call.abort();
         self.connection = connection;
-        let mut on_it: Vec<_> = self.outstanding.extract_if(|_, it| it.number.is_some()).map(|(_, it)| it).collect();
-        on_it.sort_by_key(|it| it.number);
-        let units = on_it.into_iter().map(|it| {
+        let mut lost: Vec<_> = self.outstanding.drain().map(|(_, it)| it).collect();
+        self.apart = 0;
+        lost.sort_by_key(|it| it.number.unwrap_or(u64::MAX));
+        let units = lost.into_iter().map(|it| {
             it.call.abort();
             (it.stream, it.unit)
         });
@@ -136,13 +138,8 @@ impl Session {
     /// Sends a unit of one message on a connection of its own.
     pub(super) fn send_apart(&mut self, config: &Arc<RedisConfig>, login: &Arc<Login>, stream: Arc<str>, unit: Unit) {
         let Some(message) = unit.messages.first().map(|handover| handover.message.clone()) else { return };
-        let (pipeline, _) = unit.pipeline(config);
         let (config, login, turn) = (config.clone(), login.clone(), self.turn.clone());
-        let call = async move {
-            // It is never closed.
-            let _turn = turn.acquire().await;
-            Answer::Apart(alone::attempt(login, config, message, pipeline).await)
-        };
+        let call = async move { Answer::Apart(alone::attempt(login, config, message, turn).await) };
         let call = self.calls.spawn(call);
         self.apart += 1;
         self.outstanding.insert(call.id(), Outstanding { stream, unit, call, number: None });

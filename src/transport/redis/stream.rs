@@ -53,6 +53,10 @@ pub(super) struct Stream {
     lanes_outstanding: HashSet<Lane>,
     ordered_outstanding: usize,
     free_outstanding: usize,
+    /// Units on connections of their own: those with a lane outstanding, and those without one. They count in neither of the
+    /// above: a message that is tried for long must not hold up those of other keys.
+    ordered_apart: usize,
+    free_apart: usize,
     /// The writer knows that it may have something to send.
     pub(super) queued: bool,
 }
@@ -66,14 +70,15 @@ impl Stream {
     /// The next piece of work, if the rules allow one now.
     pub(super) fn next_unit(&mut self, size: UnitSize) -> Option<Unit> {
         let waiting = self.set_aside.len() + self.ordered.len();
-        if self.ordered_outstanding < ORDERED_UNITS && waiting >= worth_a_unit(self.lanes_outstanding.len()) {
+        let on_connection = self.lanes_outstanding.len() - self.ordered_apart;
+        if self.ordered_outstanding < ORDERED_UNITS && waiting >= worth_a_unit(on_connection) {
             let messages = self.take_ordered(size);
             if !messages.is_empty() {
                 self.ordered_outstanding += 1;
                 let before = self.lanes_outstanding.len();
                 self.lanes_outstanding.extend(messages.iter().filter_map(|handover| handover.message.lane));
                 let atomic = self.lanes_outstanding.len() - before < messages.len();
-                return Some(Unit { ordered: true, atomic, messages });
+                return Some(Unit { ordered: true, atomic, apart: false, messages });
             }
         }
         if self.free_outstanding < FREE_UNITS && !self.free.is_empty() {
@@ -125,16 +130,34 @@ impl Stream {
         handover.message.lane.is_some_and(|lane| self.lanes_outstanding.contains(&lane))
     }
 
-    /// The replies to a unit came.
-    pub(super) fn returned(&mut self, unit: &Unit) {
+    /// A unit of one message goes on a connection of its own. Its place is free for another; its lane stays outstanding.
+    pub(super) fn apart(&mut self, unit: &mut Unit) {
+        if std::mem::replace(&mut unit.apart, true) {
+            return;
+        }
         if unit.ordered {
             self.ordered_outstanding -= 1;
+            self.ordered_apart += 1;
+        } else {
+            self.free_outstanding -= 1;
+            self.free_apart += 1;
+        }
+    }
+
+    /// The replies to a unit came.
+    pub(super) fn returned(&mut self, unit: &Unit) {
+        let count = match (unit.ordered, unit.apart) {
+            (true, false) => &mut self.ordered_outstanding,
+            (true, true) => &mut self.ordered_apart,
+            (false, false) => &mut self.free_outstanding,
+            (false, true) => &mut self.free_apart,
+        };
+        *count -= 1;
+        if unit.ordered {
             self.look_again = true;
             for lane in unit.messages.iter().filter_map(|handover| handover.message.lane) {
                 self.lanes_outstanding.remove(&lane);
             }
-        } else {
-            self.free_outstanding -= 1;
         }
     }
 
@@ -158,7 +181,8 @@ impl Stream {
     /// Whether nothing waits and nothing is on its way.
     pub(super) fn is_idle(&self) -> bool {
         let waiting = self.set_aside.len() + self.ordered.len() + self.free.len();
-        waiting + self.ordered_outstanding + self.free_outstanding == 0
+        let apart = self.ordered_apart + self.free_apart;
+        waiting + self.ordered_outstanding + self.free_outstanding + apart == 0
     }
 }
 
@@ -326,6 +350,33 @@ mod tests {
         assert_eq!(next(&mut stream).iter().map(numbers).collect::<Vec<_>>(), [[301]]);
     }
 
+    #[test]
+    fn messages_on_connections_of_their_own_hold_up_no_other_key() {
+        let mut stream = Stream::default();
+        (0..20).for_each(|number| stream.push(handover(number, Some(number.into()), 1, true)));
+        (20..30).for_each(|number| stream.push(handover(number, None, 1, true)));
+        let mut apart = Vec::new();
+        while let Some(mut unit) = stream.next_unit(UnitSize::default()) {
+            stream.apart(&mut unit);
+            apart.push(unit);
+        }
+        assert_eq!(apart.len(), 30);
+        // One of a key that is under way waits; another goes at once.
+        stream.push(handover(30, Some(3), 1, false));
+        stream.push(handover(31, Some(31), 1, false));
+        stream.push(handover(32, None, 1, false));
+        let mut others = next(&mut stream);
+        assert_eq!(others.iter().map(numbers).collect::<Vec<_>>(), [[31], [32]]);
+        others.drain(..).for_each(|unit| stream.returned(&unit));
+        apart.drain(..).for_each(|unit| {
+            assert!(!stream.is_idle());
+            stream.returned(&unit);
+        });
+        assert_eq!(next(&mut stream).iter().map(numbers).collect::<Vec<_>>(), [[30]]);
+        assert_eq!((stream.ordered_outstanding, stream.free_outstanding), (1, 0));
+        assert_eq!((stream.ordered_apart, stream.free_apart), (0, 0));
+    }
+
     /// Whatever comes and goes in whatever turn: each lane in order, in one unit at a time, and nothing is left.
     #[test]
     fn lanes_keep_their_order_in_any_turn() {
@@ -344,7 +395,10 @@ mod tests {
                         pushed += 1;
                     }
                 }
-                for unit in next(&mut stream) {
+                for mut unit in next(&mut stream) {
+                    if unit.messages.len() == 1 && random.bool() {
+                        stream.apart(&mut unit);
+                    }
                     for handover in &unit.messages {
                         let (lane, number) = (handover.message.lane.unwrap(), handover.message.id.number());
                         let elsewhere = outstanding.iter().flat_map(|unit| &unit.messages);

@@ -31,6 +31,8 @@ pub(super) struct Unit {
     pub ordered: bool,
     /// Two of its messages are of one lane, so it has to be a transaction.
     pub atomic: bool,
+    /// It is tried on a connection of its own, and takes none of its stream's places ([`Stream::apart`](super::stream::Stream::apart)).
+    pub apart: bool,
     pub messages: Vec<Handover>,
 }
 
@@ -63,7 +65,7 @@ enum Fate {
 impl Unit {
     /// Messages that need no order.
     pub(super) fn free(messages: Vec<Handover>) -> Self {
-        Self { ordered: false, atomic: false, messages }
+        Self { ordered: false, atomic: false, apart: false, messages }
     }
 
     /// The commands, and how many replies they get.

@@ -204,7 +204,7 @@ impl Writer {
         }
     }
 
-    fn send(&mut self, session: &mut Session, name: Arc<str>, unit: Unit, now: Instant) {
+    fn send(&mut self, session: &mut Session, name: Arc<str>, mut unit: Unit, now: Instant) {
         let suspicion = match &unit.messages[..] {
             [handover] => self.limits.suspicion(&handover.message, now).map(|reason| (reason, handover.alone)),
             _ => None,
@@ -213,7 +213,12 @@ impl Writer {
             None => {
                 session.send(&self.config, name, unit);
             }
-            Some((_, true)) => session.send_apart(&self.config, &self.access.login(), name, unit),
+            Some((_, true)) => {
+                if let Some(stream) = self.streams.get_mut(&name) {
+                    stream.apart(&mut unit);
+                }
+                session.send_apart(&self.config, &self.access.login(), name, unit);
+            }
             // It comes back by itself, when nothing else of its ordering key is in flight.
             Some((reason, false)) => {
                 let reason = format!("Redis: {reason}; it is tried on a connection of its own");
@@ -266,10 +271,10 @@ impl Writer {
             Err(alone) => Reading { verdicts: self.read_apart(unit, alone), broken: None },
         };
         let delivered = |(_, outcome): &&Verdict| matches!(outcome, Outcome::Delivered(_));
-        let count = verdicts.len();
+        let (count, now) = (verdicts.len(), Instant::now());
         for (handover, _) in verdicts.iter().filter(delivered) {
             session.proven = true;
-            self.limits.pass(&handover.message, count);
+            self.limits.pass(&handover.message, count, now);
         }
         self.report(verdicts, &name);
         broken.map(|failure| End { failure, cut: false })
@@ -332,7 +337,9 @@ impl Writer {
         let address = self.config.address();
         tracing::info!(%address, units = units.len(), "Redis does not answer on an open connection, but on a new one");
         let reason = format!("Redis at {address} did not answer on this connection any more, but on a new one");
-        let failure = Arc::new(Failure::new(Class::Transient, Scope::Lane, reason));
+        // The connection's trouble, so it uses up no attempt of a message. It comes again at once; the next connection is not
+        // replaced before a ping was without an answer for a second.
+        let failure = Arc::new(Failure::new(Class::Fatal, Scope::Lane, reason));
         for (name, unit) in units {
             if let Some(stream) = self.streams.get_mut(&name) {
                 stream.returned(&unit);

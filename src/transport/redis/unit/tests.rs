@@ -17,7 +17,7 @@ fn unit(lanes: &[u128]) -> Unit {
         Handover { message: Arc::new(message), alone: false, ticket: Ticket::new(Arc::new(Deaf)) }
     };
     let atomic = lanes.iter().collect::<HashSet<_>>().len() < lanes.len();
-    Unit { ordered: true, atomic, messages: lanes.iter().enumerate().map(handover).collect() }
+    Unit { ordered: true, atomic, apart: false, messages: lanes.iter().enumerate().map(handover).collect() }
 }
 
 /// Replies as the client parses them from the wire; lines of their own, `[` opens the array of EXEC.
