@@ -55,10 +55,10 @@ pub(super) fn run(shared: &Arc<Shared>) {
 ///
 /// Somebody should ask whether the broker still answers when nothing is acknowledged for [`STALLED`]: a stopped one
 /// keeps its connections. So it is looked at each half of it.
-fn tick(shared: &Arc<Shared>, now: Instant, unanswered: &mut u32, inquiries: &mut Inquiries) -> Duration {
+pub(super) fn tick(shared: &Arc<Shared>, now: Instant, unanswered: &mut u32, inquiries: &mut Inquiries) -> Duration {
     let Some(instance) = shared.seat.current() else {
         // The questions keep the former instance from being destroyed.
-        *inquiries = Inquiries::default();
+        inquiries.abandon();
         return ASK_WHILE_DOWN;
     };
     let is_stalled = instance.book().is_stalled(STALLED);

@@ -225,3 +225,22 @@ fn while_a_partition_is_stalled_another_client_takes_over_only_from_one_that_is_
     assert!(!is_at_work(&transport, &former) && shared.seat.current().is_some());
     assert!(!matches!(stuck.recv_timeout(Duration::from_secs(60)), Ok(crate::transport::Outcome::Delivered(_))));
 }
+
+/// A topic whose settings had been asked for when the instance left its place was never asked about again.
+#[test]
+fn questions_about_settings_that_go_down_with_their_instance_are_asked_again() {
+    use crate::message::Route;
+    // Nobody listens there: the question stays open.
+    let transport = started("127.0.0.1:1");
+    let (shared, now) = (&transport.shared, Instant::now());
+    let topic = Arc::new(topics::Topic::new(Route { transport: "kafka".into(), destination: "t".into() }, now));
+    topic.state().know(vec![true]);
+    let pauses = times::Pauses { seldom: Duration::ZERO, often: Duration::ZERO, at_first: Duration::ZERO };
+    let instance = shared.seat.current().expect("an instance");
+    let mut inquiries = inquiries::Inquiries::default();
+    inquiries.ask(shared, &instance, std::slice::from_ref(&topic), now);
+    assert!(!topic.times().begin_asking(now, &pauses), "a question is open");
+    shared.seat.vacate(closed()).expect("it was in its place");
+    metadata::tick(shared, now, &mut 0, &mut inquiries);
+    assert!(topic.times().begin_asking(now, &pauses));
+}
