@@ -62,7 +62,7 @@ pub(super) fn tick(shared: &Arc<Shared>, now: Instant, unanswered: &mut u32, inq
         return ASK_WHILE_DOWN;
     };
     let is_stalled = instance.book().is_stalled(STALLED);
-    if is_stalled && instance.book().is_overdue(&shared.times) {
+    if shared.topics.is_stalled(now) && instance.book().is_overdue(now) {
         // In an outage librdkafka keeps what it has, with the times that it has.
         let text = "messages it owns have got so old that they need another time";
         instance.give_up(Failure::new(Class::Fatal, Scope::Transport, text));
