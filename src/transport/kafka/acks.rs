@@ -11,8 +11,7 @@ use std::time::Instant;
 use super::book::lock;
 use super::share::millis;
 
-/// How long acknowledgements are noted after a message was suspected last: longer than a held message waits for its next
-/// try (`backoff_cap`, 30 s by default).
+/// How long acknowledgements are noted after a trial began: longer than one takes.
 const WATCHED_MILLIS: u64 = 600_000;
 
 /// When each broker acknowledged a message last, as [`millis`].

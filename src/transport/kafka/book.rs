@@ -8,14 +8,17 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::cuts::Cut;
-use super::share::Share;
-use super::times::{Stamped, Times};
+use super::share::{STALLED, Share};
+use super::times::Stamped;
 use crate::transport::{Failure, Ticket};
 
 /// Locks, and goes on after a panic elsewhere: what these locks guard is changed in single steps.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// How old an instance is at least when it is given up because one partition of several is stalled for long.
+const OVERDUE_AFTER: Duration = Duration::from_secs(30);
 
 /// What an instance is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +71,7 @@ pub(super) struct Book {
     /// Of all instances of the process, from 1.
     id: u64,
     role: Role,
+    made: Instant,
     slots: Mutex<Slots>,
     emptied: Condvar,
     is_given_up: AtomicBool,
@@ -90,6 +94,7 @@ impl Book {
         Self {
             id: LAST.fetch_add(1, Ordering::Relaxed) + 1,
             role,
+            made: Instant::now(),
             slots: Mutex::default(),
             emptied: Condvar::new(),
             is_given_up: AtomicBool::new(false),
@@ -163,6 +168,9 @@ impl Book {
             self.has_delivered.store(true, Ordering::Relaxed);
         }
         let Some(owned) = self.take(slot, now) else { return false };
+        if !self.is_producing() {
+            owned.share.times().passed_alone(owned.stamped);
+        }
         let news = self.is_producing() && owned.share.prove(self.id, now);
         self.report(owned, now, report);
         news
@@ -200,10 +208,17 @@ impl Book {
         *lock(&self.refused_time)
     }
 
-    /// Whether a message is owned that should be sent with another time by now.
-    pub(super) fn is_overdue(&self, common: &Times) -> bool {
+    /// Whether a message is owned that should be sent with another time by now, and whose partition is stalled. While other
+    /// partitions move, only an instance of [`OVERDUE_AFTER`] is given up for it: they all wait for the next one.
+    pub(super) fn is_overdue(&self, now: Instant) -> bool {
         let slots = lock(&self.slots);
-        slots.slots.iter().flatten().any(|owned| owned.share.times().is_overdue(common, owned.stamped))
+        let is_old = now.saturating_duration_since(self.made) >= OVERDUE_AFTER;
+        let moves = slots.moved.is_some_and(|moved| now.saturating_duration_since(moved) < STALLED);
+        if moves && !is_old {
+            return false;
+        }
+        let is_overdue = |owned: &Owned| owned.share.times().is_overdue(owned.stamped) && owned.share.is_stalled(now);
+        slots.slots.iter().flatten().any(is_overdue)
     }
 
     fn take(&self, slot: usize, now: Instant) -> Option<Owned> {

@@ -1,7 +1,9 @@
-//! What time it is for the brokers, as far as is known: this machine's time, until a broker refuses it.
+//! What time it is for a topic's brokers, as far as is known: this machine's time, until a broker refuses it.
 //!
 //! A broker does not say what time it is. It refuses a record whose time is too far from its clock, so the clock is
-//! searched for with the records themselves, one at a time.
+//! searched for with the records themselves, one at a time. Each topic has a search of its own: one broker whose clock is
+//! off, and one topic whose limits are unknown, say nothing about the others. Until a record has been delivered with it, a
+//! guess concerns only the records that are tried by themselves.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,11 +33,13 @@ struct Guess {
     /// The brokers' clock at `since`. From there on monotonic: setting this machine's clock changes nothing.
     broker: i64,
     since: Instant,
+    /// Whether a broker has taken a record with a time by it.
+    is_proven: bool,
 }
 
 impl Guess {
     fn new(step: u32, reach: i64, ahead: i64, own: i64, now: Instant) -> Self {
-        Self { step, reach, ahead, broker: own.saturating_sub(ahead), since: now }
+        Self { step, reach, ahead, broker: own.saturating_sub(ahead), since: now, is_proven: false }
     }
 
     fn holds(&self, now: Instant) -> bool {
@@ -65,7 +69,7 @@ impl Guess {
     }
 }
 
-/// The brokers' clock.
+/// The clock of a topic's brokers.
 #[derive(Debug, Default)]
 pub(super) struct BrokerClock {
     has_guess: AtomicBool,
@@ -73,14 +77,15 @@ pub(super) struct BrokerClock {
 }
 
 impl BrokerClock {
-    /// What time it is, in milliseconds since 1970.
-    pub(super) fn now(&self) -> i64 {
+    /// What time it is, in milliseconds since 1970. A guess that is not proven counts only for a record that is tried by
+    /// itself (`alone`).
+    pub(super) fn now(&self, alone: bool) -> i64 {
         if !self.has_guess.load(Ordering::Acquire) {
             // librdkafka takes 0 for "now".
             return clock::unix_millis().max(1);
         }
         let (guess, now) = (*lock(&self.guess), Instant::now());
-        let time = match guess.filter(|guess| guess.holds(now)) {
+        let time = match guess.filter(|guess| guess.holds(now) && (alone || guess.is_proven)) {
             None => clock::unix_millis(),
             Some(guess) => {
                 let since = i64::try_from(now.saturating_duration_since(guess.since).as_millis()).unwrap_or(i64::MAX);
@@ -113,6 +118,13 @@ impl BrokerClock {
              machine's is tried"
         );
         next.step < MOST_STEPS
+    }
+
+    /// A broker took a record with a time of now, by the guess if there is one.
+    pub(super) fn prove(&self) {
+        if let Some(guess) = &mut *lock(&self.guess) {
+            guess.is_proven |= guess.holds(Instant::now());
+        }
     }
 
     /// How many milliseconds this machine's clock seems to be ahead of the brokers', if they refused it.
@@ -163,10 +175,22 @@ mod tests {
     }
 
     #[test]
+    fn a_guess_that_is_not_proven_concerns_only_what_is_tried_by_itself() {
+        let clock = BrokerClock::default();
+        assert!(clock.step(None));
+        let is_guess = |alone| (clock::unix_millis() - clock.now(alone) - HOUR).abs() < 60_000;
+        assert!(is_guess(true) && !is_guess(false));
+        clock.prove();
+        assert!(is_guess(true) && is_guess(false));
+        assert!(clock.step(None));
+        assert!(!is_guess(false), "another guess is to be proven, too");
+    }
+
+    #[test]
     fn a_search_ends_and_rests() {
         let (clock, rules) = (BrokerClock::default(), Rules { after: Some(0), before: Some(0), ..Rules::default() });
         let steps = (0..1_000).take_while(|_| clock.step(Some(&rules))).count();
         assert!(steps as u32 == MOST_STEPS && !clock.step(Some(&rules)));
-        assert!(clock.ahead().is_none() && (clock.now() - clock::unix_millis()).abs() < 60_000);
+        assert!(clock.ahead().is_none() && (clock.now(true) - clock::unix_millis()).abs() < 60_000);
     }
 }

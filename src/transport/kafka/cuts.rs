@@ -9,7 +9,7 @@
 //! that restarts, a partition that moves to another broker and a network that fails each cut a connection, and then
 //! the same messages pass.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::counts::{BrokerCounts, Counts, PartitionCounts};
 
@@ -43,6 +43,8 @@ struct Seen {
     timeouts: u64,
     sent: u64,
     acknowledged: u64,
+    /// Whether an attempt is under way, as far as the counts say: its cut may be in later ones.
+    is_open: bool,
     cuts: u32,
 }
 
@@ -50,12 +52,14 @@ struct Seen {
 #[derive(Debug)]
 pub(super) struct Cuts {
     counting: Counting,
+    /// The brokers as of the counts before; `None`: there were none, and the instance counts from zero.
+    before: Option<BTreeMap<i32, BrokerCounts>>,
     seen: HashMap<(String, i32), Seen>,
 }
 
 impl Cuts {
     pub(super) fn new(counting: Counting) -> Self {
-        Self { counting, seen: HashMap::new() }
+        Self { counting, before: None, seen: HashMap::new() }
     }
 
     /// Takes counts in; returns the partitions for which there is enough evidence.
@@ -65,8 +69,13 @@ impl Cuts {
             let Some(broker) = counts.brokers.get(&now.broker) else { continue };
             let key = (now.topic.clone(), now.partition);
             let counting = self.counting;
-            // A new instance counts from zero.
-            let fresh = || Seen { broker: now.broker, ..Seen::default() };
+            let fresh = || {
+                // Nothing was sent to it as of the counts before: cuts up to then concern others.
+                let none = BrokerCounts::default();
+                let known = self.before.as_ref().map_or(&none, |before| before.get(&now.broker).unwrap_or(broker));
+                let (disconnects, timeouts) = (known.disconnects, known.timeouts);
+                Seen { broker: now.broker, disconnects, timeouts, ..Seen::default() }
+            };
             let seen = self.seen.entry(key).or_insert_with(fresh);
             seen.take(now, broker, counting);
             if seen.cuts >= ENOUGH {
@@ -74,6 +83,7 @@ impl Cuts {
                 enough.push(Cut { topic, partition, broker: now.broker, cuts: seen.cuts });
             }
         }
+        self.before = Some(counts.brokers.clone());
         enough
     }
 }
@@ -85,11 +95,19 @@ impl Seen {
         let sent = now.sent.saturating_sub(self.sent);
         let broke = broker.disconnects.saturating_sub(self.disconnects);
         if moved || passed {
-            self.cuts = 0;
+            (self.cuts, self.is_open) = (0, false);
         } else if broker.timeouts == self.timeouts {
+            let sent = if counting == Counting::Single { sent } else { sent.min(1) };
+            let attempts = sent.saturating_add(u64::from(self.is_open));
+            let cut = attempts.min(broke);
+            // One may be under way. That there was another means that the broker answered, if only to be asked again.
+            let is_answered = attempts - cut > 1;
+            let more = u32::try_from(cut).unwrap_or(u32::MAX);
+            self.cuts = if is_answered { 0 } else { self.cuts.saturating_add(more) };
+            self.is_open = attempts > cut;
+        } else {
             // A broker that hangs closes nothing.
-            let attempts = if counting == Counting::Single { sent } else { sent.min(1) };
-            self.cuts = self.cuts.saturating_add(u32::try_from(attempts.min(broke)).unwrap_or(u32::MAX));
+            self.is_open = false;
         }
         (self.broker, self.disconnects, self.timeouts) = (now.broker, broker.disconnects, broker.timeouts);
         (self.sent, self.acknowledged) = (now.sent, now.acknowledged);
@@ -139,6 +157,49 @@ mod tests {
         assert_eq!(cuts.observe(&counts([11, 0], [4, 0], [0, 0])), cut(4));
         let mut first = Cuts::new(Counting::Single);
         assert_eq!(first.observe(&counts([3, 0], [3, 0], [0, 0])), cut(3), "a new instance counts from zero");
+    }
+
+    /// Most of what was sent and cut off was counted at two moments, and the cut was overlooked.
+    #[test]
+    fn a_cut_that_is_counted_later_than_its_attempt_is_evidence() {
+        for counting in [Counting::Batches, Counting::Single] {
+            let mut cuts = Cuts::new(counting);
+            cuts.observe(&counts([0, 0], [10, 0], [10, 0]));
+            for round in 1..=3 {
+                assert_eq!(cuts.observe(&counts([round - 1, 0], [10 + round, 0], [10, 0])), [], "{round}");
+                let evidence = cuts.observe(&counts([round, 0], [10 + round, 0], [10, 0]));
+                assert_eq!(evidence, if round == 3 { cut(3) } else { vec![] }, "{round}");
+            }
+            // An attempt is cut off once.
+            assert_eq!(cuts.observe(&counts([9, 0], [13, 0], [10, 0])), cut(3));
+        }
+    }
+
+    /// "Not enough replicas" is an answer, too: the batch is sent again, and nothing is acknowledged.
+    #[test]
+    fn an_attempt_that_was_answered_begins_the_count_anew() {
+        for counting in [Counting::Batches, Counting::Single] {
+            let mut cuts = Cuts::new(counting);
+            for round in 0..20 {
+                let sent = 3 * round;
+                for (disconnects, sent) in [(round, sent + 1), (round, sent + 2), (round + 1, sent + 3)] {
+                    assert_eq!(cuts.observe(&counts([disconnects, 0], [sent, 0], [0, 0])), [], "{round}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn cuts_before_anything_was_sent_to_a_partition_do_not_concern_it() {
+        let mut cuts = Cuts::new(Counting::Single);
+        let mut first = counts([0, 5], [0, 4], [0, 4]);
+        first.partitions.remove(0);
+        first.brokers.entry(1).and_modify(|broker| broker.disconnects = 9);
+        cuts.observe(&first);
+        assert_eq!(cuts.observe(&counts([9, 5], [3, 4], [0, 4])), []);
+        let mut unknown = Cuts::new(Counting::Single);
+        unknown.observe(&Counts::default());
+        assert_eq!(unknown.observe(&counts([9, 0], [3, 0], [0, 0])), [], "a broker that had no number before");
     }
 
     #[test]

@@ -37,6 +37,13 @@ pub(super) struct Inquiries {
 }
 
 impl Inquiries {
+    /// Drops the questions: there is no instance that could answer them. Their topics are asked about anew.
+    pub(super) fn abandon(&mut self) {
+        for (_, topics) in self.open.drain(..) {
+            topics.iter().for_each(|topic| topic.times().ask_again());
+        }
+    }
+
     /// Takes in the answers that came.
     pub(super) fn collect(&mut self, shared: &Shared, instance: &Arc<Instance>) {
         self.open.retain(|(question, topics)| {

@@ -131,7 +131,8 @@ impl Instance {
             return Err(Refused { handover, failure: Arc::new(failure) });
         }
         let Handover { message, alone, ticket } = handover;
-        let stamped = share.times().stamp(&self.producer.client().context().contacts.times, &message);
+        let is_alone = self.book.role() == Role::Solo;
+        let stamped = share.times().stamp(&self.producer.client().context().contacts.times, &message, is_alone);
         let slot = self.book.enter(ticket, share, message.message.size(), stamped, now);
         let Err((error, _)) = self.producer.send(record(&message, partition, stamped, slot)) else {
             return Ok(());

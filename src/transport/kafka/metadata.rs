@@ -55,14 +55,14 @@ pub(super) fn run(shared: &Arc<Shared>) {
 ///
 /// Somebody should ask whether the broker still answers when nothing is acknowledged for [`STALLED`]: a stopped one
 /// keeps its connections. So it is looked at each half of it.
-fn tick(shared: &Arc<Shared>, now: Instant, unanswered: &mut u32, inquiries: &mut Inquiries) -> Duration {
+pub(super) fn tick(shared: &Arc<Shared>, now: Instant, unanswered: &mut u32, inquiries: &mut Inquiries) -> Duration {
     let Some(instance) = shared.seat.current() else {
         // The questions keep the former instance from being destroyed.
-        *inquiries = Inquiries::default();
+        inquiries.abandon();
         return ASK_WHILE_DOWN;
     };
     let is_stalled = instance.book().is_stalled(STALLED);
-    if is_stalled && instance.book().is_overdue(&shared.times) {
+    if shared.topics.is_stalled(now) && instance.book().is_overdue(now) {
         // In an outage librdkafka keeps what it has, with the times that it has.
         let text = "messages it owns have got so old that they need another time";
         instance.give_up(Failure::new(Class::Fatal, Scope::Transport, text));

@@ -88,7 +88,8 @@ pub use self::config::KafkaConfig;
 pub(super) use self::doctor::examine;
 pub use self::times::ExpiredTimes;
 
-/// How often librdkafka says what it has counted: some kilobytes, and one more for each partition that is sent to.
+/// How often librdkafka says what it has counted: some kilobytes, and about one more for each partition of each topic in
+/// use, whether anything is sent to it or not. With thousands of partitions that takes some milliseconds of each second.
 const COUNT_EVERY: Duration = Duration::from_secs(1);
 /// The same while a message is tried by itself, when there are few partitions and others wait for it.
 const COUNT_ALONE_EVERY: Duration = Duration::from_millis(250);
@@ -284,6 +285,8 @@ impl Transport for KafkaTransport {
         for thread in lock(&self.threads).drain(..).chain(shared.solo.thread()) {
             join(thread, deadline);
         }
+        // One that was to take over; no thread makes another one now.
+        renewal::discard(shared);
         shared.reaper.wait(deadline.saturating_duration_since(Instant::now()));
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::error::RDKafkaErrorCode as Code;
 
-use super::instance::{Event, Instance, handed_back};
+use super::instance::{Event, Instance, closed, handed_back};
 use super::{Shared, renewal, suspect};
 
 /// How much longer than `request.timeout.ms` a request on the wire may take before it counts as lost.
@@ -63,8 +63,14 @@ fn rebuild(shared: &Shared, events: &Receiver<Event>, failures: u32) -> u32 {
         }
         match shared.instance() {
             Ok(instance) => {
+                let credentials = instance.credentials();
                 shared.topics.renew(Instant::now());
                 shared.seat.occupy(instance);
+                vacate_if_stopped(shared);
+                if credentials == shared.settings.credentials.current().number {
+                    // One that was to take over with these has nothing to change.
+                    renewal::discard(shared);
+                }
                 tracing::info!("Kafka producer instance rebuilt");
                 shared.doubt();
                 return failures;
@@ -80,6 +86,16 @@ fn rebuild(shared: &Shared, events: &Receiver<Event>, failures: u32) -> u32 {
 /// Retires an instance, in the time a request on the wire may take; at once when the transport stops.
 pub(super) fn retire(shared: &Shared, instance: &Instance) {
     instance.retire(shared.settings.request_timeout + WIRE_MARGIN, || shared.is_stopped());
+}
+
+/// Takes the instance out again that was put into its place: the transport may have stopped in between, and found none.
+pub(super) fn vacate_if_stopped(shared: &Shared) {
+    if shared.is_stopped()
+        && let Some(instance) = shared.seat.vacate(closed())
+    {
+        instance.give_up(closed());
+        retire(shared, &instance);
+    }
 }
 
 /// Full jitter.

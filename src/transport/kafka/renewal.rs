@@ -25,7 +25,10 @@ const ALERT_AFTER: Duration = Duration::from_secs(4);
 /// How long a broker may take to answer the next client before other work is done.
 const ANSWER: Duration = Duration::from_secs(1);
 /// After so long a client that no broker lets in is made anew: librdkafka would wait longer and longer between its attempts.
+/// The time doubles with each client for the same contents of the files: what is wrong may stay so for days, and brokers
+/// count, and log, logins that fail.
 const ANEW: Duration = Duration::from_secs(3);
+const ANEW_AT_MOST: Duration = Duration::from_secs(60);
 /// How long the former client may take to report on what it owns, while new messages wait. Then it goes on, or is given up
 /// if it cannot.
 const REPORTS: Duration = Duration::from_secs(2);
@@ -60,6 +63,23 @@ struct Trial {
     credentials: Arc<Credentials>,
     instance: Instance,
     made: Instant,
+    /// After so long it is made anew.
+    patience: Duration,
+}
+
+impl Trial {
+    fn new(credentials: Arc<Credentials>, instance: Instance, made: Instant) -> Self {
+        Self { credentials, instance, made, patience: ANEW }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.made) >= self.patience
+    }
+
+    fn renew(&mut self, instance: Instance, now: Instant) {
+        (self.instance, self.made) = (instance, now);
+        self.patience = self.patience.saturating_mul(2).min(ANEW_AT_MOST);
+    }
 }
 
 /// What is known of the files; the upkeep thread's own.
@@ -109,7 +129,7 @@ impl Watch {
         shared.settings.credentials.conceal(&credentials);
         let credentials = Arc::new(credentials);
         match shared.settings.try_with(&credentials).and_then(|()| shared.instance_with(&credentials)) {
-            Ok(instance) => self.trial = Some(Trial { credentials, instance, made: now }),
+            Ok(instance) => self.trial = Some(Trial::new(credentials, instance, now)),
             Err(reason) => self.not_used(now, shared.settings.credentials.name_file(&reason)),
         }
     }
@@ -119,10 +139,10 @@ impl Watch {
         let answered = ffi::ping(trial.instance.client(), ANSWER).is_ok();
         let why = trial.instance.trouble();
         if !answered
-            && now.saturating_duration_since(trial.made) >= ANEW
+            && trial.is_due(now)
             && let Ok(fresh) = shared.instance_with(&trial.credentials)
         {
-            (trial.instance, trial.made) = (fresh, now);
+            trial.renew(fresh, now);
         }
         if answered || !shared.link.is_up() {
             shared.settings.credentials.accept(trial.credentials);
@@ -191,16 +211,20 @@ fn take_over(shared: &Shared, former: &Arc<Instance>, next: Instance) {
         if !shared.is_stopped() && !must_go(shared, former) {
             *lock(&shared.renewal.next) = Some(next);
             shared.seat.restore(Arc::clone(former));
+            rebuild::vacate_if_stopped(shared);
             return;
         }
         former.give_up(given_up(shared));
         rebuild::retire(shared, former);
     }
+    // As after a rebuild; it counts for the client after the next, which is made already.
+    shared.batch.refused(former.book().too_large());
     if let Some(reason) = former.book().given_up() {
         shared.topics.fail_waiting(&Arc::new(handed_back(&reason)));
     }
     if !shared.is_stopped() {
         shared.seat.occupy(next);
+        rebuild::vacate_if_stopped(shared);
         tracing::info!("the Kafka client was replaced: files it was made with had changed");
     }
 }

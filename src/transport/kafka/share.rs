@@ -1,6 +1,6 @@
 //! What one partition owns, and what is known of its broker: how far it may be trusted with more.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -35,9 +35,9 @@ pub(super) struct Share {
     moved_at: AtomicU64,
     /// What is known of its topic's settings on times.
     times: Arc<TopicTimes>,
-    /// Since when the broker is suspected to close the connection because of the partition's first message; 0: it is
-    /// not, or that message is being tried by itself by now.
-    suspected_at: AtomicU64,
+    /// Whether the broker is suspected to close the connection because of the partition's first message, and that message
+    /// has not been tried by itself yet.
+    is_suspected: AtomicBool,
 }
 
 impl Share {
@@ -106,13 +106,13 @@ impl Share {
     }
 
     /// The broker is suspected to close the connection because of the partition's first message.
-    pub(super) fn suspect(&self, now: Instant) {
-        self.suspected_at.store(millis(now), Ordering::Relaxed);
+    pub(super) fn suspect(&self) {
+        self.is_suspected.store(true, Ordering::Relaxed);
     }
 
-    /// Since when that is so, as [`millis`]; it is not any more after this.
-    pub(super) fn take_suspicion(&self) -> Option<u64> {
-        Some(self.suspected_at.swap(0, Ordering::Relaxed)).filter(|&since| since > 0)
+    /// Whether that is so; it is not any more after this.
+    pub(super) fn take_suspicion(&self) -> bool {
+        self.is_suspected.swap(false, Ordering::Relaxed)
     }
 
     /// Whether nothing is owned.

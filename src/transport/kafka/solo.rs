@@ -5,7 +5,7 @@
 //! within the patience is handed back: others wait behind it.
 
 use std::cell::Cell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -17,7 +17,6 @@ use super::instance::{Instance, closed};
 use super::share::{Share, millis};
 use super::times::Stamped;
 use super::{rebuild, suspect};
-use crate::message::MessageId;
 use crate::transport::{Class, Failure, Handover, Outcome, Recipient, Refused, Scope, Ticket};
 
 /// An instance that had nothing to do for so long is closed.
@@ -30,8 +29,6 @@ const INTRODUCTION: Duration = Duration::from_secs(1);
 const REPORT: Duration = Duration::from_secs(1);
 /// The most messages that wait; the producer sends single probes.
 const MOST_WAITING: usize = 1_000;
-/// The most messages of which it is remembered since when the broker closes the connection for them.
-const MOST_CUT: usize = 1_000;
 
 /// A message and where it goes.
 struct Job {
@@ -53,8 +50,6 @@ struct State {
 pub(super) struct Solo {
     state: Mutex<State>,
     arrived: Condvar,
-    /// Since when (as [`millis`]) the broker closes the connection when one of these is sent.
-    cut: Mutex<HashMap<MessageId, u64>>,
 }
 
 impl Solo {
@@ -122,17 +117,6 @@ impl Solo {
         }
     }
 
-    /// Since when the broker closes the connection for a message that is now tried by itself and was `suspected` before.
-    fn cut_since(&self, id: MessageId, suspected: Option<u64>, now: Instant) -> u64 {
-        let mut cut = lock(&self.cut);
-        if cut.len() >= MOST_CUT && !cut.contains_key(&id) {
-            // The one that was forgotten begins anew: it is judged later, and no worse.
-            let oldest = cut.iter().min_by_key(|(_, since)| **since).map(|(id, _)| *id);
-            oldest.and_then(|oldest| cut.remove(&oldest));
-        }
-        *cut.entry(id).or_insert_with(|| suspected.unwrap_or_else(|| millis(now)))
-    }
-
     fn take_rest(&self) -> VecDeque<Job> {
         std::mem::take(&mut lock(&self.state).jobs)
     }
@@ -175,9 +159,9 @@ fn run(shared: &Arc<Shared>) {
         }
         let began = Instant::now();
         shared.acks.watch(began);
-        let suspected = job.share.take_suspicion();
+        let was_suspected = job.share.take_suspicion();
         let mut tried = try_alone(shared, &mut instance, &job);
-        judge_cut(shared, &job, &mut tried, suspected, began);
+        judge_cut(shared, &job, &mut tried, was_suspected, began);
         judge_time(shared, &job, &mut tried);
         remember(shared, &job, &tried);
         let outcome = tried.outcome;
@@ -200,15 +184,19 @@ fn run(shared: &Arc<Shared>) {
     }
 }
 
-/// If the broker closes the connection for the message, says whose fault that is.
-fn judge_cut(shared: &Shared, job: &Job, tried: &mut Tried, suspected: Option<u64>, began: Instant) {
-    let id = job.handover.message.id;
+/// If the broker closes the connection for the message, says whose fault that is. The message is to blame only if the same
+/// broker took another one since this trial `began`: what it took earlier says nothing about how it is now.
+fn judge_cut(shared: &Shared, job: &Job, tried: &mut Tried, was_suspected: bool, began: Instant) {
     if let (Some(cut), Outcome::Failed { failure, .. }) = (&tried.cut, &mut tried.outcome) {
-        let since = shared.solo.cut_since(id, suspected, began);
-        let others_pass = shared.acks.any_since(cut.broker, since);
+        let others_pass = shared.acks.any_since(cut.broker, millis(began));
         *failure = Arc::new(suspect::verdict(&job.handover.message, cut, others_pass));
-    } else if matches!(tried.outcome, Outcome::Delivered(_)) {
-        lock(&shared.solo.cut).remove(&id);
+        if others_pass {
+            // Not the size of the batches was to blame.
+            shared.batch.restore();
+        }
+    } else if was_suspected && matches!(tried.outcome, Outcome::Delivered(_)) {
+        // Likewise: nothing was.
+        shared.batch.restore();
     }
 }
 
@@ -316,4 +304,72 @@ fn no_verdict(job: &Job) -> Failure {
     let place = format!("{}[{}]", job.handover.message.route.destination, job.partition);
     let text = format!("{place}: tried by itself, the message got no verdict in {}s", PATIENCE.as_secs());
     Failure::new(Class::Transient, Scope::Partition(job.partition), text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{KafkaConfig, KafkaTransport};
+    use super::*;
+    use crate::message::{Message, MessageId, Outgoing, Position, Route};
+
+    fn transport() -> KafkaTransport {
+        KafkaTransport::new(KafkaConfig::new(["127.0.0.1:1"])).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn job() -> Job {
+        let route = Route { transport: "kafka".into(), destination: "t".into() };
+        let outgoing =
+            Outgoing { id: MessageId::new(1, 1), route, lane: None, timestamp: 1, message: Message::to("t") };
+        let ticket = Ticket::new(Arc::new(Watch::default()));
+        let handover = Handover { message: Arc::new(outgoing), alone: true, ticket };
+        Job { handover, partition: 0, share: Arc::default() }
+    }
+
+    /// Of a message that the broker closes the connection for.
+    fn class(shared: &Shared, began: Instant) -> Class {
+        let cut = Some(Cut { topic: "t".into(), partition: 0, broker: 7, cuts: 3 });
+        let mut tried = Tried { cut, ..Tried::failed("no verdict".to_owned(), true) };
+        judge_cut(shared, &job(), &mut tried, true, began);
+        match tried.outcome {
+            Outcome::Failed { failure, .. } => failure.class,
+            Outcome::Delivered(_) => panic!("delivered"),
+        }
+    }
+
+    /// A broker that took messages once, and nothing any more, had the message judged.
+    #[test]
+    fn only_what_the_broker_takes_during_the_trial_puts_the_blame_on_the_message() {
+        let (transport, now) = (transport(), Instant::now());
+        let (shared, at) = (&transport.shared, |seconds| now + Duration::from_secs(seconds));
+        shared.acks.watch(at(0));
+        shared.acks.acknowledged(at(5), || 7);
+        assert_eq!(class(shared, at(10)), Class::Hold);
+        assert_eq!(class(shared, at(1)), Class::Permanent);
+    }
+
+    /// Batches stayed small for good once a connection had been cut off a few times.
+    #[test]
+    fn batches_have_their_size_again_when_they_were_not_to_blame() {
+        let (transport, now) = (transport(), Instant::now());
+        let shared = &transport.shared;
+        let shrink = || {
+            shared.batch.refused((10, 100_000));
+            assert!(shared.batch.smaller().is_some());
+        };
+        let deliver = |was_suspected| {
+            let position = Position::Offset { partition: 0, offset: 1 };
+            judge_cut(shared, &job(), &mut Tried::new(Outcome::Delivered(position)), was_suspected, now);
+        };
+        shrink();
+        deliver(false);
+        assert_eq!(class(shared, now), Class::Hold);
+        assert!(shared.batch.smaller().is_some(), "nothing is known yet");
+        deliver(true);
+        assert_eq!(shared.batch.smaller(), None);
+        shrink();
+        shared.acks.watch(now);
+        shared.acks.acknowledged(now + Duration::from_secs(1), || 7);
+        assert_eq!(class(shared, now), Class::Permanent);
+        assert_eq!(shared.batch.smaller(), None);
+    }
 }

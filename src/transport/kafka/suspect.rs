@@ -3,7 +3,7 @@
 //! librdkafka would send the same batch for ever. So the producing instance is given up, which hands everything back,
 //! and the next one sends smaller batches; where the batch was one message already, that message is reported such that
 //! the drainer tries it by itself. There, if the connection breaks [`ENOUGH`](super::cuts::ENOUGH) times again, the
-//! verdict depends on whether the same broker has acknowledged other messages since: only then the message is to blame.
+//! verdict depends on whether the same broker acknowledges other messages meanwhile: only then the message is to blame.
 //! Otherwise its key waits, with the reason, and it is tried by itself again.
 
 use std::sync::Arc;
@@ -36,8 +36,7 @@ pub(super) fn act(shared: &Shared, instance: u64, cuts: &[Cut]) {
         let text = format!("{place}: the broker closed the connection {} times, each time after", cut.cuts);
         if head.messages == 1 || head.bytes >= limit || is_least {
             let text = format!("{text} the same message of {} bytes was sent; it is tried by itself", head.bytes);
-            shared.acks.watch(now);
-            share.suspect(now);
+            share.suspect();
             if head.bytes >= LEAST {
                 // Others as large need not bring the next instance down first.
                 topic.state().refused(head.bytes, now);
@@ -74,7 +73,7 @@ pub(super) fn verdict(outgoing: &Outgoing, cut: &Cut, others_pass: bool) -> Fail
     } else {
         // It may be the broker, or something on the way there, that takes no message at all.
         let text = format!(
-            "{text}; it has taken no other since: larger than its socket.request.max.bytes, or something on the way"
+            "{text}; it has taken no other meanwhile: larger than its socket.request.max.bytes, or something on the way"
         );
         Failure::new(Class::Hold, Scope::Lane, text)
     }

@@ -225,3 +225,51 @@ fn while_a_partition_is_stalled_another_client_takes_over_only_from_one_that_is_
     assert!(!is_at_work(&transport, &former) && shared.seat.current().is_some());
     assert!(!matches!(stuck.recv_timeout(Duration::from_secs(60)), Ok(crate::transport::Outcome::Delivered(_))));
 }
+
+/// A topic whose settings had been asked for when the instance left its place was never asked about again.
+#[test]
+fn questions_about_settings_that_go_down_with_their_instance_are_asked_again() {
+    use crate::message::Route;
+    // Nobody listens there: the question stays open.
+    let transport = started("127.0.0.1:1");
+    let (shared, now) = (&transport.shared, Instant::now());
+    let topic = Arc::new(topics::Topic::new(Route { transport: "kafka".into(), destination: "t".into() }, now));
+    topic.state().know(vec![true]);
+    let pauses = times::Pauses { seldom: Duration::ZERO, often: Duration::ZERO, at_first: Duration::ZERO };
+    let instance = shared.seat.current().expect("an instance");
+    let mut inquiries = inquiries::Inquiries::default();
+    inquiries.ask(shared, &instance, std::slice::from_ref(&topic), now);
+    assert!(!topic.times().begin_asking(now, &pauses), "a question is open");
+    shared.seat.vacate(closed()).expect("it was in its place");
+    metadata::tick(shared, now, &mut 0, &mut inquiries);
+    assert!(topic.times().begin_asking(now, &pauses));
+}
+
+/// As long as anything was acknowledged, what a hung partition owned kept its time, however old it became.
+#[test]
+fn what_a_stalled_partition_owns_gets_another_time_although_others_move() {
+    let (times, now) = (Arc::new(times::TopicTimes::default()), Instant::now());
+    times.learn(&times::Times::default(), "t", rules::Rules { retention: Some(1_000), ..rules::Rules::default() });
+    let book = book::Book::new(Role::Producing);
+    let [hung, other] = [(); 2].map(|()| Arc::new(share::Share::of(&times)));
+    let at = |seconds| now + Duration::from_secs(seconds);
+    let ticket = || crate::transport::Ticket::new(Arc::new(Nobody));
+    let enter = |share, now| book.enter(ticket(), share, 10, STAMPED, now);
+    let pass = |now| {
+        let slot = enter(&other, now);
+        book.acknowledge(slot, now, |ticket| ticket.withdraw());
+    };
+    enter(&hung, at(0));
+    assert!(!book.is_overdue(at(1)), "it is not stalled yet");
+    assert!(book.is_overdue(at(4)), "nothing moves");
+    pass(at(4));
+    assert!(!book.is_overdue(at(4)), "a young instance is not given up for one partition of several");
+    pass(at(100));
+    assert!(book.is_overdue(at(100)));
+    enter(&hung, at(100));
+    let first = book::Book::new(Role::Producing);
+    let slot = first.enter(ticket(), &other, 10, STAMPED, at(99));
+    assert!(!first.is_overdue(at(100)), "a partition that moves is waited for");
+    first.settle(slot, |ticket| ticket.withdraw());
+    book.settle_rest(|ticket, _| ticket.withdraw());
+}

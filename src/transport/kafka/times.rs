@@ -9,8 +9,8 @@
 //! refusing a time of now (see [`BrokerClock`]).
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 use super::book::lock;
@@ -38,14 +38,15 @@ const HELD_OF_LATE: Duration = Duration::from_secs(60);
 /// refuse it, or delete it soon because it is older than half of `retention.ms`.
 ///
 /// It concerns no message without a time of the application's: those are sent with the time of delivery where need be.
-/// Where the topic's settings cannot be read, every message is sent as it is.
+/// Where the topic's settings cannot be read, every message is sent as it is, and the broker's refusal counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ExpiredTimes {
-    /// It is sent as it is. One that the broker refuses becomes a dead letter.
+    /// It is sent as it is. One that the broker refuses for its time becomes a dead letter.
     Send,
     /// It waits in the outbox, and with it the later messages of its key, until the topic's settings take it or this
-    /// setting is another. Loses nothing, and holds back-fills, too.
+    /// setting is another. So does one that the broker refuses for its time although the settings, as far as they are
+    /// known, allow it. Loses nothing, and holds back-fills, too.
     #[default]
     Hold,
     /// It is sent with the time of delivery; the application's time goes into the header `outlast-accepted`.
@@ -95,7 +96,8 @@ enum Note {
 #[derive(Debug, Default)]
 pub(super) struct Times {
     policy: ExpiredTimes,
-    clock: BrokerClock,
+    /// The clocks of the topics whose brokers refused this machine's time.
+    clocks: Mutex<BTreeMap<String, Weak<BrokerClock>>>,
     notes: Mutex<BTreeMap<String, (Note, Instant)>>,
 }
 
@@ -121,6 +123,14 @@ impl Times {
         }
     }
 
+    /// A broker refused this machine's time for a topic.
+    fn doubt(&self, topic: &str, clock: &Arc<BrokerClock>) {
+        let mut clocks = lock(&self.clocks);
+        if clocks.len() < MOST_NOTES || clocks.contains_key(topic) {
+            clocks.insert(topic.to_owned(), Arc::downgrade(clock));
+        }
+    }
+
     /// A topic's settings could be read.
     fn is_read(&self, topic: &str) {
         let mut notes = lock(&self.notes);
@@ -132,13 +142,15 @@ impl Times {
     /// What an operator should know though nothing waits for it.
     pub(super) fn alerts(&self) -> Vec<String> {
         let mut alerts = Vec::new();
-        if let Some(ahead) = self.clock.ahead() {
+        lock(&self.clocks).retain(|topic, clock| {
+            let Some(ahead) = clock.upgrade().and_then(|clock| clock.ahead()) else { return false };
             let (seconds, direction) = (ahead.abs() / 1_000, if ahead > 0 { "ahead of" } else { "behind" });
             alerts.push(format!(
-                "the brokers refuse times by this machine's clock, which seems to be some {seconds} s {direction} \
-                 theirs: set it; until then records get a time by the brokers' clock"
+                "{topic}: the brokers refuse times by this machine's clock, which seems to be some {seconds} s \
+                 {direction} theirs: set it, or theirs; until then the topic's records get a time by the brokers' clock"
             ));
-        }
+            true
+        });
         let mut notes = lock(&self.notes);
         notes.retain(|_, (_, at)| at.elapsed() < NOTE_HOLDS);
         alerts.extend(notes.iter().map(|(topic, (note, _))| format!("{topic}: {}", note.text())));
@@ -214,6 +226,8 @@ pub(super) struct TopicTimes {
     is_settled: AtomicBool,
     /// When a message was last held back.
     held_at: AtomicU64,
+    /// What time it is for its brokers.
+    clock: Arc<BrokerClock>,
     known: Mutex<Known>,
 }
 
@@ -293,7 +307,7 @@ impl TopicTimes {
         if outgoing.message.timestamp.is_none() || common.policy != ExpiredTimes::Hold {
             return None;
         }
-        let trouble = lock(&self.known).rules.as_ref()?.trouble(outgoing.timestamp, common.clock.now(), false)?;
+        let trouble = lock(&self.known).rules.as_ref()?.trouble(outgoing.timestamp, self.clock.now(false), false)?;
         self.held_at.store(millis(Instant::now()), Ordering::Relaxed);
         let topic = &outgoing.route.destination;
         let text = format!(
@@ -303,9 +317,9 @@ impl TopicTimes {
         Some(Failure::new(Class::Hold, Scope::Lane, text))
     }
 
-    /// The time that a record is to be sent with now.
-    pub(super) fn stamp(&self, common: &Times, outgoing: &Outgoing) -> Stamped {
-        let (ours, time, now) = (common.is_ours(outgoing), outgoing.timestamp, common.clock.now());
+    /// The time that a record is to be sent with now; `alone`: it is tried by itself.
+    pub(super) fn stamp(&self, common: &Times, outgoing: &Outgoing, alone: bool) -> Stamped {
+        let (ours, time, now) = (common.is_ours(outgoing), outgoing.timestamp, self.clock.now(alone));
         let (topic, given) = (&outgoing.route.destination, outgoing.message.timestamp.is_some());
         let known = lock(&self.known);
         let trouble = match &known.rules {
@@ -332,16 +346,37 @@ impl TopicTimes {
 
     /// Whether a record that was handed to librdkafka, and that nothing was reported on, should be sent with another
     /// time by now.
-    pub(super) fn is_overdue(&self, common: &Times, stamped: Stamped) -> bool {
+    pub(super) fn is_overdue(&self, stamped: Stamped) -> bool {
         stamped.ours
-            && lock(&self.known).rules.as_ref().is_some_and(|rules| rules.is_overdue(stamped.time, common.clock.now()))
+            && lock(&self.known)
+                .rules
+                .as_ref()
+                .is_some_and(|rules| rules.is_overdue(stamped.time, self.clock.now(false)))
+    }
+
+    /// A broker took a record that was tried by itself.
+    pub(super) fn passed_alone(&self, stamped: Stamped) {
+        if stamped.accepted.is_some() {
+            self.clock.prove();
+        }
     }
 
     /// The broker refused the time of a record that was sent by itself. `None`: it is a verdict on the message, since
-    /// the time is the application's. Otherwise it is tried with another time, or waits.
+    /// the time is the application's, and [`ExpiredTimes::Send`] is chosen. Otherwise it is tried with another time, or
+    /// waits.
     pub(super) fn refused(&self, common: &Times, topic: &str, stamped: Stamped) -> Option<Failure> {
         if !stamped.ours {
-            return None;
+            if common.policy != ExpiredTimes::Hold {
+                return None;
+            }
+            // The settings as they were read last, and this machine's clock, saw no trouble.
+            self.held_at.store(millis(Instant::now()), Ordering::Relaxed);
+            let text = format!(
+                "{topic}: the broker refuses the time that the application gave the message (InvalidTimestamp); it waits \
+                 ({OPTION}=hold): change the topic's message.timestamp.before.max.ms or message.timestamp.after.max.ms, \
+                 compare this machine's clock with the broker's, or set {OPTION} to send or restamp"
+            );
+            return Some(Failure::new(Class::Hold, Scope::Lane, text));
         }
         let again = |text: &str| Some(Failure::new(Class::Fatal, Scope::Lane, format!("{topic}: {text}")));
         let mut known = lock(&self.known);
@@ -349,8 +384,9 @@ impl TopicTimes {
             known.refused = true;
             return again("the broker refuses the time of acceptance; it is sent again with the time of delivery");
         }
-        let is_old = common.clock.now().saturating_sub(stamped.time) > UNDER_WAY;
-        if is_old || common.clock.step(known.rules.as_ref()) {
+        let is_old = self.clock.now(true).saturating_sub(stamped.time) > UNDER_WAY;
+        if is_old || self.clock.step(known.rules.as_ref()) {
+            common.doubt(topic, &self.clock);
             // By the guess, the settings say which times are bad.
             known.refused &= is_old || known.rules.is_none();
             return again("the broker refuses the time of delivery; it is sent again with another one");

@@ -25,13 +25,13 @@ fn a_time_of_the_librarys_is_replaced_where_the_topic_is_against_it() {
     let common = Times::default();
     let times = topic(&common, Rules { retention: Some(2 * HOUR), ..Rules::default() });
     let (near, old) = (message(1_000, false), message(HOUR + 60_000, false));
-    assert_eq!(times.stamp(&common, &near), Stamped { time: near.timestamp, accepted: None, ours: true });
-    let stamped = times.stamp(&common, &old);
+    assert_eq!(times.stamp(&common, &near, true), Stamped { time: near.timestamp, accepted: None, ours: true });
+    let stamped = times.stamp(&common, &old, true);
     assert_eq!(stamped.accepted, Some(old.timestamp));
     assert!((clock::unix_millis() - stamped.time).abs() < 60_000, "{stamped:?}");
     assert!(times.hold(&common, &old).is_none() && common.alerts().is_empty());
-    assert!(times.is_overdue(&common, Stamped { time: old.timestamp - HOUR, ..stamped }));
-    assert!(!times.is_overdue(&common, stamped));
+    assert!(times.is_overdue(Stamped { time: old.timestamp - HOUR, ..stamped }));
+    assert!(!times.is_overdue(stamped));
 }
 
 /// It was accepted while this machine's clock was two hours ahead, which has been set since.
@@ -40,7 +40,7 @@ fn a_time_of_acceptance_in_the_future_is_replaced() {
     let common = Times::default();
     let times = topic(&common, Rules { after: Some(HOUR), ..Rules::default() });
     let ahead = message(-2 * HOUR, false);
-    assert_eq!(times.stamp(&common, &ahead).accepted, Some(ahead.timestamp));
+    assert_eq!(times.stamp(&common, &ahead, true).accepted, Some(ahead.timestamp));
 }
 
 #[test]
@@ -52,18 +52,24 @@ fn a_time_of_the_applications_is_held_or_sent_or_replaced_as_configured() {
     assert_eq!((failure.class, failure.scope), (Class::Hold, Scope::Lane));
     assert!(failure.reason.contains("message.timestamp.before.max.ms=5000"), "{failure}");
     assert!(topic(&hold, rules).hold(&hold, &near).is_none());
+    // The broker's clock, or settings that have just changed, may be against a time that seems good.
+    let times = topic(&hold, rules);
+    let failure = times.refused(&hold, "t", times.stamp(&hold, &near, true)).expect("no verdict on the message");
+    assert_eq!((failure.class, failure.scope), (Class::Hold, Scope::Lane));
+    assert!(failure.reason.contains("expired-times=hold"), "{failure}");
+    assert!(times.begin_asking(Instant::now() + PAUSES.often, &PAUSES), "the settings are read soon");
 
     let send = Times::new(ExpiredTimes::Send);
     let times = topic(&send, rules);
     assert!(times.hold(&send, &old).is_none());
-    assert_eq!(times.stamp(&send, &old), Stamped { time: old.timestamp, accepted: None, ours: false });
+    assert_eq!(times.stamp(&send, &old, true), Stamped { time: old.timestamp, accepted: None, ours: false });
     assert!(send.alerts()[0].contains("expired-times=send"), "{:?}", send.alerts());
-    assert!(times.refused(&send, "t", times.stamp(&send, &old)).is_none(), "a verdict on the message");
+    assert!(times.refused(&send, "t", times.stamp(&send, &old, true)).is_none(), "a verdict on the message");
 
     let restamp = Times::new(ExpiredTimes::Restamp);
     let times = topic(&restamp, rules);
     assert!(times.hold(&restamp, &old).is_none());
-    assert_eq!(times.stamp(&restamp, &old).accepted, Some(old.timestamp));
+    assert_eq!(times.stamp(&restamp, &old, true).accepted, Some(old.timestamp));
     assert!(restamp.alerts()[0].contains("expired-times=restamp"), "{:?}", restamp.alerts());
 }
 
@@ -72,9 +78,9 @@ fn a_topic_whose_settings_cannot_be_read_leaves_the_time_and_health_says_so() {
     let (common, times) = (Times::default(), TopicTimes::default());
     times.fail("not authorized".to_owned(), Why::Refused);
     let old = message(60_000, false);
-    assert_eq!(times.stamp(&common, &message(0, false)).accepted, None);
+    assert_eq!(times.stamp(&common, &message(0, false), true).accepted, None);
     assert!(common.alerts().is_empty(), "a time of now matters to no topic");
-    assert_eq!(times.stamp(&common, &old).accepted, None);
+    assert_eq!(times.stamp(&common, &old, true).accepted, None);
     assert!(common.alerts()[0].contains("not authorized"), "{:?}", common.alerts());
     assert!(times.hold(&common, &message(60_000, true)).is_none());
     assert!(!times.learn(&common, "t", Rules::default()), "nothing was held back");
@@ -87,17 +93,24 @@ fn a_refused_time_of_the_librarys_is_no_verdict_on_the_message() {
     let (common, times) = (Times::default(), TopicTimes::default());
     times.fail("not authorized".to_owned(), Why::Refused);
     let accepted = message(60_000, false);
-    let first = times.stamp(&common, &accepted);
+    let first = times.stamp(&common, &accepted, true);
     assert_eq!(times.refused(&common, "t", first).expect("none").class, Class::Fatal);
-    let second = times.stamp(&common, &accepted);
+    let second = times.stamp(&common, &accepted, true);
     assert_eq!(second.accepted, Some(accepted.timestamp));
     // The time of delivery is refused, too: the clocks differ.
     assert_eq!(times.refused(&common, "t", second).expect("none").class, Class::Fatal);
-    let third = times.stamp(&common, &accepted);
+    let third = times.stamp(&common, &accepted, true);
     assert!((second.time - third.time - HOUR).abs() < 60_000, "{second:?} {third:?}");
     assert!(common.alerts()[0].contains("3600 s ahead"), "{:?}", common.alerts());
+    // Neither another topic nor what is not tried by itself is concerned, before the time is proven to be good.
+    let is_of_now = |stamped: Stamped| (clock::unix_millis() - stamped.time).abs() < 60_000;
+    let other = topic(&common, Rules { before: Some(5_000), ..Rules::default() });
+    assert!(is_of_now(other.stamp(&common, &accepted, true)) && is_of_now(other.stamp(&common, &accepted, false)));
+    assert!(is_of_now(times.stamp(&common, &accepted, false)));
+    times.passed_alone(third);
+    assert!(!is_of_now(times.stamp(&common, &accepted, false)));
     let last = (0..1_000).find_map(|_| {
-        let failure = times.refused(&common, "t", times.stamp(&common, &accepted)).expect("never a verdict");
+        let failure = times.refused(&common, "t", times.stamp(&common, &accepted, true)).expect("never a verdict");
         (failure.class != Class::Fatal).then_some(failure)
     });
     let last = last.expect("the search ends");
