@@ -247,9 +247,11 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_is_not_reached_uses_up_no_attempt_and_is_not_tried_without_a_pause() {
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
-        let ((login, config), begun) = (access(port), Instant::now());
+    fn a_server_that_takes_no_connection_uses_up_no_attempt_and_is_not_tried_without_a_pause() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let (login, config) = access(listener.local_addr().expect("an address").port());
+        std::thread::spawn(move || listener.incoming().map_while(Result::ok).for_each(drop));
+        let begun = Instant::now();
         let alone = block_on(attempt(login, config, message("one"), Arc::new(Semaphore::new(1))));
         let Alone::Failed { failure, sent: false } = alone else { panic!("a verdict") };
         assert_eq!(failure.class, Class::Fatal, "{failure}");
