@@ -151,8 +151,10 @@ mod tests {
         Arc::new(Outgoing { id: MessageId::new(1, 1), route, lane: None, timestamp: 0, message })
     }
 
-    /// One command's words.
-    fn command(input: &mut impl BufRead) -> Option<Vec<String>> {
+    /// A command.
+    type Words = Vec<String>;
+
+    fn command(input: &mut impl BufRead) -> Option<Words> {
         let number = |input: &mut dyn BufRead| {
             let mut line = String::new();
             input.read_line(&mut line).ok()?;
@@ -168,7 +170,7 @@ mod tests {
     }
 
     /// Closes the connection over each `XADD`, of which it keeps the words.
-    fn serve(stream: TcpStream, seen: &Mutex<Vec<Vec<String>>>) {
+    fn serve(stream: TcpStream, seen: &Mutex<Vec<Words>>) {
         let mut out = stream.try_clone().expect("a second handle");
         let mut input = BufReader::new(stream);
         while let Some(words) = command(&mut input) {
@@ -194,7 +196,7 @@ mod tests {
     }
 
     /// A server that closes the connection over each message; with how to reach it, and what it has read.
-    fn server() -> (Arc<Login>, Arc<RedisConfig>, Arc<Mutex<Vec<Vec<String>>>>) {
+    fn server() -> (Arc<Login>, Arc<RedisConfig>, Arc<Mutex<Vec<Words>>>) {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let (login, config) = access(listener.local_addr().expect("an address").port());
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -212,8 +214,7 @@ mod tests {
     fn an_attempt_ends_with_the_connection_beside_it() {
         let (login, config, _) = server();
         block_on(async {
-            let connection =
-                || async { connect::connect(&login, &config).await.ok().expect("a connection").connection };
+            let connection = || async { connect::connect(&login, &config).await.expect("a connection").connection };
             let mut session = Session::new(connection().await);
             let ticket = Ticket::new(Arc::new(Deaf));
             let unit = Unit::free(vec![Handover { message: message("one"), alone: true, ticket }]);
@@ -241,14 +242,16 @@ mod tests {
         let seen = seen.lock().unwrap();
         let tries = |payload: &str| seen.iter().filter(|words| words.iter().any(|word| word == payload)).count();
         assert_eq!((tries("one"), tries("two")), (TRIES.len(), TRIES.len()));
-        let of_two = |words: &Vec<String>| words.iter().any(|word| word == "two");
+        let of_two = |words: &Words| words.iter().any(|word| word == "two");
         assert!(seen[..TRIES.len()].iter().any(of_two), "the second did not wait for the first's last try");
     }
 
     #[test]
-    fn a_server_that_is_not_reached_uses_up_no_attempt_and_is_not_tried_without_a_pause() {
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
-        let ((login, config), begun) = (access(port), Instant::now());
+    fn a_server_that_takes_no_connection_uses_up_no_attempt_and_is_not_tried_without_a_pause() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let (login, config) = access(listener.local_addr().expect("an address").port());
+        std::thread::spawn(move || listener.incoming().map_while(Result::ok).for_each(drop));
+        let begun = Instant::now();
         let alone = block_on(attempt(login, config, message("one"), Arc::new(Semaphore::new(1))));
         let Alone::Failed { failure, sent: false } = alone else { panic!("a verdict") };
         assert_eq!(failure.class, Class::Fatal, "{failure}");
