@@ -30,9 +30,15 @@ fn ahead(seconds: i64) -> i64 {
 
 /// The doctor's words about an outbox with one message for the topic, stamped so many seconds ahead.
 fn with_pending(topic: &str, seconds: i64) -> super::Said {
+    with_pending_and(topic, seconds, "hold")
+}
+
+/// The same with `expired-times`.
+fn with_pending_and(topic: &str, seconds: i64, policy: &str) -> super::Said {
     let dir = on_disk();
     let outbox = outbox_with(dir.path(), vec![Message::to(topic).payload("1").timestamp(ahead(seconds))]);
-    doctor(&["--outbox", text(&outbox), "--to", &format!("kafka://{}", kafka_address()), "--timeout", "30s"])
+    let url = format!("kafka://{}?expired-times={policy}", kafka_address());
+    doctor(&["--outbox", text(&outbox), "--to", &url, "--timeout", "30s"])
 }
 
 /// Asks until these are the problems: of three brokers each hears of a new topic in its own time.
@@ -83,8 +89,12 @@ fn min_insync_replicas_of_one_is_found() {
 fn retention_below_the_age_of_what_waits_is_found() {
     let topic = unique("retention");
     create_topic_with(&kafka_address(), &topic, 1, &[("retention.ms", "3600000")]);
-    with_pending(&topic, -7_200).problems_are(&["min-insync-replicas", "retention", "too-few-replicas"]);
-    let said = with_pending(&topic, -2_400);
+    with_pending_and(&topic, -7_200, "send").problems_are(&["min-insync-replicas", "retention", "too-few-replicas"]);
+    // It waits, or gets another time.
+    let said = with_pending(&topic, -7_200);
+    said.problems_are(&ALONE);
+    said.has_note("retention");
+    let said = with_pending_and(&topic, -2_400, "send");
     said.problems_are(&ALONE);
     said.has_note("retention");
 
@@ -107,15 +117,19 @@ fn a_topic_that_takes_only_smaller_messages_is_found() {
 fn limits_of_timestamps_are_held_against_what_waits() {
     let topic = unique("before");
     create_topic_with(&kafka_address(), &topic, 1, &[("message.timestamp.before.max.ms", "60000")]);
-    with_pending(&topic, -600).problems_are(&["min-insync-replicas", "timestamp-limits", "too-few-replicas"]);
+    let problems = ["min-insync-replicas", "timestamp-limits", "too-few-replicas"];
+    with_pending_and(&topic, -600, "send").problems_are(&problems);
+    let said = with_pending_and(&topic, -600, "restamp");
+    said.problems_are(&ALONE);
+    said.has_note("timestamp-limits");
     let said = with_pending(&topic, 0);
     said.problems_are(&ALONE);
     said.has_note("timestamp-limits");
 
     let topic = unique("after");
     create_topic_with(&kafka_address(), &topic, 1, &[("message.timestamp.after.max.ms", "60000")]);
-    let said = with_pending(&topic, 600);
-    said.problems_are(&["min-insync-replicas", "timestamp-limits", "too-few-replicas"]);
+    let said = with_pending_and(&topic, 600, "send");
+    said.problems_are(&problems);
     assert!(said.problem("timestamp-limits")["what"].as_str().unwrap().contains("ahead of this clock"));
 }
 

@@ -11,7 +11,8 @@ use std::time::Instant;
 use super::book::lock;
 use super::share::millis;
 
-/// How long acknowledgements are noted after a trial began: longer than one takes.
+/// How long acknowledgements are noted after a trial began: longer than a held message waits for its
+/// next one (`backoff_cap`, 30 s by default).
 const WATCHED_MILLIS: u64 = 600_000;
 
 /// When each broker acknowledged a message last, as [`millis`].

@@ -5,7 +5,7 @@
 //! within the patience is handed back: others wait behind it.
 
 use std::cell::Cell;
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use super::instance::{Instance, closed};
 use super::share::{Share, millis};
 use super::times::Stamped;
 use super::{rebuild, suspect};
+use crate::message::MessageId;
 use crate::transport::{Class, Failure, Handover, Outcome, Recipient, Refused, Scope, Ticket};
 
 /// An instance that had nothing to do for so long is closed.
@@ -29,6 +30,8 @@ const INTRODUCTION: Duration = Duration::from_secs(1);
 const REPORT: Duration = Duration::from_secs(1);
 /// The most messages that wait; the producer sends single probes.
 const MOST_WAITING: usize = 1_000;
+/// The most messages of which it is remembered when the broker closed the connection for them.
+const MOST_CUT: usize = 1_000;
 
 /// A message and where it goes.
 struct Job {
@@ -50,6 +53,8 @@ struct State {
 pub(super) struct Solo {
     state: Mutex<State>,
     arrived: Condvar,
+    /// When (as [`millis`]) the last trial of these began, in which the broker closed the connection.
+    cut: Mutex<HashMap<MessageId, u64>>,
 }
 
 impl Solo {
@@ -115,6 +120,18 @@ impl Solo {
             }
             state = self.arrived.wait_timeout(state, remaining).unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// When the trial of a message before the one that `began` began, if the broker closed the connection in it, too;
+    /// otherwise when this one did.
+    fn cut_before(&self, id: MessageId, began: Instant) -> u64 {
+        let (mut cut, began) = (lock(&self.cut), millis(began));
+        if cut.len() >= MOST_CUT && !cut.contains_key(&id) {
+            // The one that was forgotten begins anew: it is judged later, and no worse.
+            let oldest = cut.iter().min_by_key(|(_, since)| **since).map(|(id, _)| *id);
+            oldest.and_then(|oldest| cut.remove(&oldest));
+        }
+        cut.insert(id, began).unwrap_or(began)
     }
 
     fn take_rest(&self) -> VecDeque<Job> {
@@ -185,18 +202,22 @@ fn run(shared: &Arc<Shared>) {
 }
 
 /// If the broker closes the connection for the message, says whose fault that is. The message is to blame only if the same
-/// broker took another one since this trial `began`: what it took earlier says nothing about how it is now.
+/// broker took another one since its trial before, or in this one: what it took earlier says nothing about how it is now.
 fn judge_cut(shared: &Shared, job: &Job, tried: &mut Tried, was_suspected: bool, began: Instant) {
     if let (Some(cut), Outcome::Failed { failure, .. }) = (&tried.cut, &mut tried.outcome) {
-        let others_pass = shared.acks.any_since(cut.broker, millis(began));
+        let since = shared.solo.cut_before(job.handover.message.id, began);
+        let others_pass = shared.acks.any_since(cut.broker, since);
         *failure = Arc::new(suspect::verdict(&job.handover.message, cut, others_pass));
         if others_pass {
             // Not the size of the batches was to blame.
             shared.batch.restore();
         }
-    } else if was_suspected && matches!(tried.outcome, Outcome::Delivered(_)) {
-        // Likewise: nothing was.
-        shared.batch.restore();
+    } else if matches!(tried.outcome, Outcome::Delivered(_)) {
+        lock(&shared.solo.cut).remove(&job.handover.message.id);
+        if was_suspected {
+            // Likewise: nothing was.
+            shared.batch.restore();
+        }
     }
 }
 
@@ -338,13 +359,15 @@ mod tests {
 
     /// A broker that took messages once, and nothing any more, had the message judged.
     #[test]
-    fn only_what_the_broker_takes_during_the_trial_puts_the_blame_on_the_message() {
+    fn only_what_the_broker_takes_since_the_trial_before_puts_the_blame_on_the_message() {
         let (transport, now) = (transport(), Instant::now());
         let (shared, at) = (&transport.shared, |seconds| now + Duration::from_secs(seconds));
         shared.acks.watch(at(0));
         shared.acks.acknowledged(at(5), || 7);
         assert_eq!(class(shared, at(10)), Class::Hold);
-        assert_eq!(class(shared, at(1)), Class::Permanent);
+        shared.acks.acknowledged(at(15), || 7);
+        assert_eq!(class(shared, at(20)), Class::Permanent);
+        assert_eq!(class(shared, at(30)), Class::Hold, "it has taken nothing since");
     }
 
     /// Batches stayed small for good once a connection had been cut off a few times.

@@ -3,7 +3,7 @@
 //! librdkafka would send the same batch for ever. So the producing instance is given up, which hands everything back,
 //! and the next one sends smaller batches; where the batch was one message already, that message is reported such that
 //! the drainer tries it by itself. There, if the connection breaks [`ENOUGH`](super::cuts::ENOUGH) times again, the
-//! verdict depends on whether the same broker acknowledges other messages meanwhile: only then the message is to blame.
+//! verdict depends on whether the same broker has acknowledged other messages since the trial before: only then the message is to blame.
 //! Otherwise its key waits, with the reason, and it is tried by itself again.
 
 use std::sync::Arc;
@@ -73,7 +73,7 @@ pub(super) fn verdict(outgoing: &Outgoing, cut: &Cut, others_pass: bool) -> Fail
     } else {
         // It may be the broker, or something on the way there, that takes no message at all.
         let text = format!(
-            "{text}; it has taken no other meanwhile: larger than its socket.request.max.bytes, or something on the way"
+            "{text}; it has taken no other since: larger than its socket.request.max.bytes, or something on the way"
         );
         Failure::new(Class::Hold, Scope::Lane, text)
     }

@@ -6,8 +6,9 @@ use std::time::Duration;
 use rdkafka::error::RDKafkaErrorCode as Code;
 
 use super::super::classify;
+use super::super::times::ExpiredTimes;
 use super::ffi::{Settings, Topic};
-use crate::finding::{Code as Name, Finding};
+use crate::finding::{Code as Name, Finding, Severity};
 use crate::message::Route;
 use crate::transport::examine::{Destination, Questions};
 
@@ -22,6 +23,7 @@ pub(super) fn topic(
     asked: &Destination,
     topic: &Topic,
     settings: &Settings,
+    policy: ExpiredTimes,
     questions: &Questions,
     now: i64,
 ) -> Vec<Finding> {
@@ -58,7 +60,7 @@ pub(super) fn topic(
     findings.extend(size(route, &known, questions.max_message_bytes as u64));
     // Nothing is known of the limits: the default of each would be a guess.
     if settings.is_ok() {
-        findings.extend(times(asked, &known, now));
+        findings.extend(times(asked, &known, policy, now));
     }
     findings
 }
@@ -157,8 +159,28 @@ fn size(route: &Route, known: &Known<'_>, ours: u64) -> Option<Finding> {
     })
 }
 
+/// What is said of messages whose times a topic is against. Times that the library stamped give way, and of those that the
+/// application gave only [`ExpiredTimes::Send`] sends any. What waits may be of both kinds.
+fn against(name: Name, route: &Route, policy: ExpiredTimes, (what, end): (String, &str), advice: &str) -> Finding {
+    let others = "the others get the time of delivery";
+    match policy {
+        ExpiredTimes::Hold => {
+            let what = format!("{what}: if the application gave its time it waits (expired-times=hold); {others}");
+            Finding::note(name, route, what, format!("{advice}, or set expired-times to send or restamp"))
+        }
+        ExpiredTimes::Send => {
+            let what = format!("{what}: if the application gave its time {end} (expired-times=send); {others}");
+            Finding::problem(name, route, what, format!("{advice}, or set expired-times to hold or restamp"))
+        }
+        ExpiredTimes::Restamp => {
+            let what = format!("{what}: it is sent with the time of delivery (expired-times=restamp)");
+            Finding::note(name, route, what, format!("nothing, or {advice}"))
+        }
+    }
+}
+
 /// Whether messages that waited are taken, and stay.
-fn times(asked: &Destination, known: &Known<'_>, now: i64) -> Vec<Finding> {
+fn times(asked: &Destination, known: &Known<'_>, policy: ExpiredTimes, now: i64) -> Vec<Finding> {
     let mut findings = Vec::new();
     // The broker stamps them itself.
     if known.text("message.timestamp.type") == Some("LogAppendTime") {
@@ -171,29 +193,32 @@ fn times(asked: &Destination, known: &Known<'_>, now: i64) -> Vec<Finding> {
         let what = |text: String| format!("retention.ms is {}, {text}", span(retention));
         let advice = "raise retention.ms, or set message.timestamp.type=LogAppendTime, before they are delivered";
         match age {
-            Some(age) if age > retention => {
-                let what = what(format!("and {}: the broker may delete it as soon as it is delivered", waiting(age)));
-                findings.push(Finding::problem(Name::Retention, route, what, advice));
-            }
             Some(age) if age > retention / 2 => {
                 let what = what(format!("and {}", waiting(age)));
-                findings.push(Finding::note(Name::Retention, route, what, advice));
+                let end = "the broker deletes it soon after it is delivered";
+                let mut found = against(Name::Retention, route, policy, (what, end), advice);
+                if age <= retention {
+                    // There is time left.
+                    found.severity = Severity::Note;
+                }
+                findings.push(found);
             }
             _ if retention < OUTAGE => {
                 let what =
-                    what("and counts from the time of acceptance: after an outage as long little of it is left".into());
+                    what("and counts from a time that the application gives: what waits for half of it is held, or deleted soon, or gets the time of delivery (see expired-times)".into());
                 findings.push(Finding::note(Name::Retention, route, what, advice));
             }
             _ => {}
         }
     }
-    findings.extend(limits(asked, known, now));
+    findings.extend(limits(asked, known, policy, now));
     findings
 }
 
 /// `message.timestamp.before.max.ms` and `.after.max.ms`; before Kafka 3.6 one setting for both.
-fn limits(asked: &Destination, known: &Known<'_>, now: i64) -> Vec<Finding> {
+fn limits(asked: &Destination, known: &Known<'_>, policy: ExpiredTimes, now: i64) -> Vec<Finding> {
     const OLD: &str = "message.timestamp.difference.max.ms";
+    const DEAD: &str = "it is refused, and becomes a dead letter";
     let limit = |name: &'static str| {
         let of = |name: &'static str| Some((name, known.number(name)?));
         // The default is as good as none.
@@ -206,18 +231,15 @@ fn limits(asked: &Destination, known: &Known<'_>, now: i64) -> Vec<Finding> {
     let (route, mut findings) = (&asked.route, Vec::new());
     if let Some((name, limit)) = limit("message.timestamp.before.max.ms") {
         let what = |text: String| format!("{name} is {}, {text}", span(limit));
-        let advice = "raise it, or set message.timestamp.type=LogAppendTime: what is refused becomes a dead letter";
+        let advice = "raise it, or set message.timestamp.type=LogAppendTime";
         match asked.age(now) {
             Some(age) if age > limit => {
-                let text = format!(
-                    "and of {} messages that wait the oldest is {} old: it is refused",
-                    asked.pending,
-                    span(age)
-                );
-                findings.push(Finding::problem(Name::TimestampLimits, route, what(text), advice));
+                let text = format!("and of {} messages that wait the oldest is {} old", asked.pending, span(age));
+                let what = (what(text), DEAD);
+                findings.push(against(Name::TimestampLimits, route, policy, what, advice));
             }
             _ if limit < OUTAGE => {
-                let text = "so that messages which wait longer in an outage are refused".into();
+                let text = "so that messages with a time of the application's which wait longer are held, or refused, or get the time of delivery (see expired-times)".into();
                 findings.push(Finding::note(Name::TimestampLimits, route, what(text), advice));
             }
             _ => {}
@@ -227,10 +249,9 @@ fn limits(asked: &Destination, known: &Known<'_>, now: i64) -> Vec<Finding> {
         let what = |text: String| format!("{name} is {}, {text}", span(limit));
         match asked.ahead(now).filter(|&ahead| ahead > limit) {
             Some(ahead) => {
-                let text =
-                    format!("and a message that waits is stamped {} ahead of this clock: it is refused", span(ahead));
-                let advice = "set this clock right, or raise it: what is refused becomes a dead letter";
-                findings.push(Finding::problem(Name::TimestampLimits, route, what(text), advice));
+                let text = format!("and a message that waits is stamped {} ahead of this clock", span(ahead));
+                let advice = "set this clock right, or raise it";
+                findings.push(against(Name::TimestampLimits, route, policy, (what(text), DEAD), advice));
             }
             None => {
                 let clock = crate::clock::system_time(now)
@@ -272,6 +293,15 @@ mod tests {
     const NOW: i64 = 1_800_000_000_000;
 
     fn codes(topic: &Topic, settings: &[(&str, &str)], timestamps: Option<(i64, i64)>) -> Vec<(Name, bool)> {
+        codes_with(ExpiredTimes::Send, topic, settings, timestamps)
+    }
+
+    fn codes_with(
+        policy: ExpiredTimes,
+        topic: &Topic,
+        settings: &[(&str, &str)],
+        timestamps: Option<(i64, i64)>,
+    ) -> Vec<(Name, bool)> {
         let route = Route { transport: "kafka".into(), destination: "orders".into() };
         let questions = Questions {
             transport: "kafka".into(),
@@ -282,7 +312,7 @@ mod tests {
         };
         let asked = Destination { route, pending: timestamps.map_or(0, |_| 1), timestamps };
         let settings = Ok(settings.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect());
-        let findings = super::topic(&asked, topic, &settings, &questions, NOW);
+        let findings = super::topic(&asked, topic, &settings, policy, &questions, NOW);
         findings.iter().map(|found| (found.code, found.severity == crate::finding::Severity::Problem)).collect()
     }
 
@@ -321,5 +351,23 @@ mod tests {
         assert_eq!(of("compact"), [(Name::Compacted, false)]);
         assert_eq!(of("compact,delete"), [(Name::Compacted, false), (Name::Retention, true)]);
         assert_eq!(of("delete"), [(Name::Retention, true)]);
+    }
+
+    /// What waits, or gets the time of delivery, loses nothing.
+    #[test]
+    fn times_that_a_topic_is_against_are_a_problem_only_if_they_are_sent() {
+        let settings = [
+            ("retention.ms", "60000"),
+            ("message.timestamp.before.max.ms", "60000"),
+            ("message.timestamp.after.max.ms", "60000"),
+        ];
+        for policy in [ExpiredTimes::Hold, ExpiredTimes::Send, ExpiredTimes::Restamp] {
+            let found = codes_with(policy, &topic(true, 3, 3), &settings, Some((NOW - 61_000, NOW + 61_000)));
+            let is_sent = policy == ExpiredTimes::Send;
+            let limits = (Name::TimestampLimits, is_sent);
+            assert_eq!(found, [(Name::Retention, is_sent), limits, limits], "{policy:?}");
+        }
+        let half = codes(&topic(true, 3, 3), &settings[..1], Some((NOW - 31_000, NOW)));
+        assert_eq!(half, [(Name::Retention, false)], "there is time left");
     }
 }

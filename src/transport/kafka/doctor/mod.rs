@@ -14,6 +14,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 
 use self::client::Client;
 use super::config::{KafkaConfig, Settings};
+use super::times::ExpiredTimes;
 use crate::clock;
 use crate::finding::{self, Finding};
 use crate::transport::StartError;
@@ -25,16 +26,18 @@ use crate::transport::examine::Questions;
 /// The configuration cannot work whatever the cluster does.
 pub(in crate::transport) fn examine(config: &KafkaConfig, questions: &Questions) -> Result<Vec<Finding>, StartError> {
     let deadline = clock::after(Instant::now(), questions.timeout);
-    let client = Client::new(Settings::resolve(config)?, questions)?;
+    let settings = Settings::resolve(config)?;
+    let policy = settings.expired_times;
+    let client = Client::new(settings, questions)?;
     let findings = match client.reach(&questions.transport, deadline) {
-        Ok(broker) => ask(&client, broker, questions, deadline),
+        Ok(broker) => ask(&client, broker, policy, questions, deadline),
         Err(finding) => vec![finding],
     };
     client.end();
     Ok(findings)
 }
 
-fn ask(client: &Client, broker: i32, questions: &Questions, deadline: Instant) -> Vec<Finding> {
+fn ask(client: &Client, broker: i32, policy: ExpiredTimes, questions: &Questions, deadline: Instant) -> Vec<Finding> {
     let mut findings = Vec::new();
     let names: Vec<&str> = questions.destinations.iter().map(|asked| &*asked.route.destination).collect();
     if !names.is_empty() {
@@ -50,7 +53,7 @@ fn ask(client: &Client, broker: i32, questions: &Questions, deadline: Instant) -
                         Ok(settings) => settings.get(at).cloned().unwrap_or(Err(Code::UnknownTopicOrPartition)),
                         Err(code) => Err(*code),
                     };
-                    findings.extend(judge::topic(asked, topic, &settings, questions, clock::unix_millis()));
+                    findings.extend(judge::topic(asked, topic, &settings, policy, questions, clock::unix_millis()));
                 }
             }
             Err(code) => findings.push(not_described(&questions.transport, code)),
