@@ -4,6 +4,7 @@
 //! last whole line, and a file that is none is left alone.
 
 #[path = "../../src/bin/outlast/produce/ack_log.rs"]
+#[allow(dead_code, reason = "the program uses all of it")]
 mod ack_log;
 #[path = "../../src/bin/outlast/produce/key.rs"]
 mod key;
