@@ -98,8 +98,8 @@ pub struct TransportConfig {
     /// The password, where the URL has none. It is sent as it is; a newline at its end is warned of in the log.
     #[serde(default)]
     pub password: Option<String>,
-    /// A file whose first line is the password, where neither `password` nor the URL has one. It is read again when it
-    /// changes.
+    /// A file whose first line is the password. It is read again when it changes. Default: none; an error where `password`
+    /// or the URL has one, too.
     #[serde(default)]
     pub password_file: Option<PathBuf>,
 }

@@ -85,7 +85,7 @@ fn change(
 fn change_here(
     directory: &Path,
     lock_wait: Duration,
-    work: impl FnOnce(&Outbox) -> Result<u64, DeadError> + Send,
+    work: impl FnOnce(&Outbox) -> Result<u64, DeadError>,
 ) -> Result<u64, AdminError> {
     // Opening would make an outbox where there is none.
     Inspected::at(directory)?;

@@ -248,8 +248,9 @@ impl Builder {
         Ok(Producer::new(core))
     }
 
-    /// Checks everything that can be checked without touching a file: bounds, URLs, options, and how they go together.
-    /// [`open`](Self::open) does so, too; this is for who wants to know before anything else is done.
+    /// Checks everything that can be checked before the outbox is touched: bounds, URLs, options and how they go together,
+    /// and whether the files they name (certificates, keys, passwords) can be used. Connects to nothing.
+    /// [`open`](Self::open) does the same first.
     ///
     /// # Errors
     /// Of the kind [`OpenErrorKind::Config`]: what is wrong, and what would be right.

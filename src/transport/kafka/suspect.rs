@@ -3,8 +3,8 @@
 //! librdkafka would send the same batch for ever. So the producing instance is given up, which hands everything back,
 //! and the next one sends smaller batches; where the batch was one message already, that message is reported such that
 //! the drainer tries it by itself. There, if the connection breaks [`ENOUGH`](super::cuts::ENOUGH) times again, the
-//! verdict depends on whether the same broker has acknowledged other messages since the trial before: only then the message is to blame.
-//! Otherwise its key waits, with the reason, and it is tried by itself again.
+//! verdict depends on whether the same broker has acknowledged other messages since the trial before: only then the
+//! message is to blame. Otherwise its key waits, with the reason, and it is tried by itself again.
 
 use std::sync::Arc;
 use std::time::Instant;
